@@ -1,0 +1,129 @@
+"""From raw model outputs to probabilities: logistic (Platt) calibration, fitted on validation data.
+
+Source: Platt 1999, "Probabilistic Outputs for Support Vector Machines". Pure functions on numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ArtifactError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Platt(BaseModel):
+    """P = sigmoid(slope * log-odds + intercept); a negative slope would turn the order round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slope: Annotated[float, Field(gt=0)] = 1.0
+    intercept: float = 0.0
+
+    def __call__(self, log_odds: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return calibrated probabilities, same shape."""
+        return sigmoid(self.slope * np.asarray(log_odds, np.float64) + self.intercept)
+
+
+class RuleCalibration(BaseModel):
+    """P(the turn breaks this rule) from the violation product, the level and the cosine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    product: float = 1.0
+    level: float = 1.0
+    cosine: float = 0.0
+    intercept: float = 0.0
+
+    def __call__(
+        self, products: NDArray[np.floating], log_odds: float, cosines: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        """Return probabilities.
+
+        Args:
+            products: (k,) <violation of the turn, rule embedding>.
+            log_odds: log P(unsafe)/P(casual) of the turn, not calibrated.
+            cosines: (k,) of conversation and rule embedding.
+        """
+        return sigmoid(
+            self.product * np.asarray(products, np.float64)
+            + self.level * log_odds
+            + self.cosine * np.asarray(cosines, np.float64)
+            + self.intercept
+        )
+
+
+class Thresholds(BaseModel):
+    """Where the decision changes; all fitted on validation data.
+
+    Attributes:
+        caution: lowest P(unsafe) that is flagged.
+        intervention: lowest P(needs intervention) of a flagged turn that asks for intervention.
+        rule: lowest P(rule broken) that flags by itself, so that a new rule can fire.
+        touch: lowest cosine at which a rule counts as touched.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    caution: Probability = 0.5
+    intervention: Probability = 0.5
+    rule: Probability = 0.9
+    touch: Annotated[float, Field(ge=-1, le=1)] = 0.4
+
+
+class Calibration(BaseModel):
+    """Everything that turns an encoder's raw output into a decision."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unsafe: Platt = Platt()
+    intervention: Platt = Platt()
+    rule: RuleCalibration = RuleCalibration()
+    thresholds: Thresholds = Thresholds()
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Calibration:
+        """Read the JSON of a calibration file.
+
+        Raises:
+            ArtifactError: it does not fit the format.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ArtifactError(f"expected a calibration in {where}: {place}: {first['msg']}") from error
+
+
+def sigmoid(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return 1 / (1 + e^-x), without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(x, np.float64)))
+
+
+def unsafe_log_odds(level_logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return log P(unsafe)/P(casual) from (n, 3) level logits: (n,)."""
+    logits = np.asarray(level_logits, np.float64)
+    return np.logaddexp(logits[:, 1], logits[:, 2]) - logits[:, 0]
+
+
+def intervention_log_odds(level_logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return log P(needs intervention)/P(not) from (n, 3) level logits: (n,)."""
+    logits = np.asarray(level_logits, np.float64)
+    return logits[:, 2] - np.logaddexp(logits[:, 0], logits[:, 1])
+
+
+def log_odds(probability: float) -> float:
+    """Return log p/(1-p), clipped so that 0 and 1 stay finite."""
+    p = min(max(probability, 1e-6), 1 - 1e-6)
+    return math.log(p / (1 - p))
+
+
+def as_json(calibration: Calibration) -> dict[str, Any]:
+    """Return a calibration as plain JSON types."""
+    return calibration.model_dump(mode="json")

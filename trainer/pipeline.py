@@ -1,0 +1,61 @@
+"""One training from data to a run folder: what `guardrail train encoder` does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from guardrail.rules import Rule
+
+from .config import EncoderConfig
+from .data import load_split
+from .encoder import build_model, train
+from .mix import build_rows
+from .scoring import torch_scorer
+from .validation import validation_figures
+
+
+def train_encoder(
+    config: EncoderConfig,
+    run: Path,
+    *,
+    data_dir: Path | None = None,
+    sources: list[str] | None = None,
+    rules: tuple[Rule, ...] | None = None,
+    resume: bool = False,
+) -> SentenceTransformer:
+    """Load the data, train, and leave model, config, curves and validation figures in the run folder.
+
+    Args:
+        config: the recipe.
+        run: folder of the run.
+        data_dir: folder of the public sets; None trains on our own writing alone.
+        sources: names of the public sets to use; None for all that may train.
+        rules: the bank to train on; None for ours.
+        resume: go on from the last checkpoint of the run.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        ConfigError: a setting or source is wrong.
+        ArtifactError: a data file is missing.
+    """
+    data = load_split(data_dir, "train", sources=sources, rules=rules)
+    val = load_split(data_dir, "val", sources=sources, rules=rules)
+    rows = build_rows(data.examples + data.bank, data.twins, data.norms, config)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "rows.json").write_text(json.dumps(rows.counts()), encoding="utf-8")
+    model = train(
+        build_model(config.base, config.max_tokens),
+        rows,
+        config,
+        run,
+        evaluate=lambda trained: validation_figures(torch_scorer(trained), val),
+        resume=resume,
+    )
+    figures = validation_figures(torch_scorer(model.eval()), val)
+    (run / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    return model
