@@ -15,7 +15,7 @@ import pytest
 
 from guardrail.errors import ArtifactError, ConfigError
 from guardrail.rules.schema import Rule
-from guardrail.trainer.examples import Example
+from guardrail.trainer.examples import Example, Twin
 from guardrail.trainer.loaders import (
     SOURCES,
     LoadReport,
@@ -324,6 +324,18 @@ def test_convabuse_takes_the_mean_of_annotators(tmp_path: Path) -> None:
     assert report.reasons["convabuse"] == ["ConvAbuseEMNLPtrain.csv.gz, row 4: no annotator gave a severity"]
 
 
+def test_convabuse_ambiguous_is_not_abuse(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "convabuse/ConvAbuseEMNLPtrain.csv",
+        table([abuse("hm", "1", "0", "0"), abuse("x", "2", "1", "-1")]),
+    )
+    assert [(e.unsafe, e.weight) for e in load_examples(tmp_path, ["convabuse"])] == [
+        (False, 1.0),
+        (False, 0.5),
+    ]
+
+
 def thread_of(first: str = "Offensive", dgpt: str = "Safe", stance: str = "Neutral") -> dict[str, Any]:
     return {
         "reddit_thread": [
@@ -365,6 +377,14 @@ def test_toxichat_roles_alternate_backwards(tmp_path: Path) -> None:
 def test_toxichat_has_no_twin_without_a_fair_reply(tmp_path: Path, thread: dict[str, Any]) -> None:
     write_toxichat(tmp_path, thread)
     assert load_twins(tmp_path, ["toxichat"]) == []
+
+
+def test_toxichat_offence_that_agrees_stays_the_unsafe_side(tmp_path: Path) -> None:
+    thread = thread_of()
+    thread["final_gpt3_response"]["stance_label_towards_turn_1"] = "Agree"
+    write_toxichat(tmp_path, thread)
+    (twin,) = load_twins(tmp_path, ["toxichat"])
+    assert twin.unsafe[-1].text == "gpt3"
 
 
 def test_toxichat_marks_agreement_with_an_offence_only(tmp_path: Path) -> None:
@@ -664,6 +684,20 @@ def test_requests_are_taken_once_from_all_shapes(tmp_path: Path) -> None:
     assert report.skipped["requests"] == 2 * len(SPLITS)
 
 
+def test_hold_outs_have_the_promised_shares(tmp_path: Path) -> None:
+    for name in ("advbench_harmful_behaviors", "dangerousqa", "catqa_english", "harmfulqa"):
+        write(tmp_path, f"requests/{name}.json", [])
+    write(tmp_path, "requests/adversarialqa.json", [f"Do bad {i}" for i in range(2000)])
+    sizes = [len(load_examples(tmp_path, ["requests"], split)) for split in SPLITS]
+    assert sizes == pytest.approx([1620, 180, 200], abs=45)
+    rows = [f"casual\tline {i}" for i in range(2000)]
+    write(tmp_path, "prosocial_dialog/first_turns.tsv", "\n".join(["label\tcontext", *rows]))
+    write(tmp_path, "prosocial_dialog/original_examples.json", {})
+    write(tmp_path, "prosocial_dialog/converted_examples.json", {})
+    sizes = [len(load_examples(tmp_path, ["prosocial_dialog"], split)) for split in SPLITS]
+    assert sizes == pytest.approx([1200, 133, 667], abs=60)
+
+
 # --- casual talk ---
 
 
@@ -804,31 +838,41 @@ def test_real_counts(name: str, split: Any) -> None:
     assert len(load_examples(DATA, [name], split)) == ROWS[name, split]
 
 
-@needs_data
-def test_real_files_hardly_break() -> None:
+@pytest.fixture(scope="module")
+def real() -> tuple[dict[str, list[Example]], dict[str, list[Twin]], LoadReport]:
     report = LoadReport()
-    for split in SPLITS:
-        load_examples(DATA, None, split, report=report)
-        load_twins(DATA, None, split, report=report)
-    assert sum(report.skipped.values()) < 50
-    assert not [name for name, count in report.skipped.items() if count > 15]
+    examples = {split: load_examples(DATA, None, split, report=report) for split in SPLITS}
+    return examples, {split: load_twins(DATA, None, split, report=report) for split in SPLITS}, report
 
 
 @needs_data
-def test_real_splits_share_no_group_and_no_text() -> None:
-    found = {split: load_examples(DATA, None, split) for split in SPLITS}
-    twins = {split: load_twins(DATA, None, split) for split in SPLITS}
-    groups = {split: {item.group for item in [*found[split], *twins[split]]} for split in SPLITS}
+@pytest.mark.slow
+def test_real_files_hardly_break(real: Any) -> None:
+    skipped = real[2].skipped
+    assert skipped  # a few rows are known to be broken, so an empty count would mean that nothing counts
+    assert all(count <= 15 for count in skipped.values()), skipped
+
+
+@needs_data
+@pytest.mark.slow
+def test_real_splits_share_no_group_and_no_text(real: Any) -> None:
+    examples, twins, _ = real
+    groups = {split: {item.group for item in [*examples[split], *twins[split]]} for split in SPLITS}
+    chosen = {split: [e for e in examples[split] if SOURCES[e.source].may_train] for split in SPLITS}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         assert not groups[first] & groups[second]
-        assert len(without_overlap(found[first], found[second])) == len(found[first])
+        assert len(without_overlap(chosen[first], chosen[second])) == len(chosen[first])
 
 
 @needs_data
-def test_real_trainable_sources_have_something_in_each_split() -> None:
-    for name, source in SOURCES.items():
-        for split in source.splits if source.examples or source.twins else ():
-            assert load_examples(DATA, [name], split) or load_twins(DATA, [name], split), (name, split)
+@pytest.mark.slow
+def test_real_sources_have_something_in_each_of_their_splits(real: Any) -> None:
+    examples, twins, _ = real
+    for split in SPLITS:
+        missing = {name for name, source in SOURCES.items() if source.examples and split in source.splits}
+        assert not missing - {example.source for example in examples[split]}, split
+        missing = {name for name, source in SOURCES.items() if source.twins and split in source.splits}
+        assert not missing - {twin.source for twin in twins[split]}, split
 
 
 @needs_data

@@ -35,6 +35,7 @@ _REASONS_KEPT = 5
 _LINK = re.compile(r"\[([^\]]*)\]\(\S*?\)")
 # Strike-through, quote marks at a line's start, raised words, invisible characters. Not "**": it may be f**k.
 _MARKUP = re.compile(r"~~|^\s*>+(?=[\s\w])|(?<!\S)\^+(?=\w)|[\u200b\u2060\ufeff\ufffd]", re.MULTILINE)
+_NOT_ALNUM = re.compile(r"[\W_]+")
 _LOOSE_MARK = re.compile(r"\s+([,.!?;])")
 _LOOSE_APOSTROPHE = re.compile(r"(\w)\s?['\u2019]\s?(s|t|m|d|re|ve|ll)\b", re.IGNORECASE)
 
@@ -192,7 +193,7 @@ def clean(text: str, *, tokenised: bool = False) -> str:
 
 def normalise(text: str) -> str:
     """Return lower-case letters and digits only; the text itself if it has none (an emoji)."""
-    return "".join(char for char in text.lower() if char.isalnum()) or text.strip()
+    return _NOT_ALNUM.sub("", text.lower()) or text.strip()
 
 
 def digest(*parts: str) -> str:
