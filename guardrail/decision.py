@@ -52,5 +52,10 @@ def decide(judgement: Judgement, thresholds: Thresholds, max_rules: int) -> Deci
         level = Level.NEEDS_INTERVENTION if judgement.intervention >= 0.5 else Level.NEEDS_CAUTION
     near = sorted(judgement.rules, key=lambda rule: -rule.similarity)
     touched = [rule for rule in near if rule.similarity >= thresholds.touch]
-    broken = judgement.rules[:max_rules] if flagged else ()
+    broken = _named(judgement.rules, max_rules) if flagged else ()
     return Decision(action, level, probability, broken, tuple(touched[:max_rules]))
+
+
+def _named(rules: tuple[RuleScore, ...], max_rules: int) -> tuple[RuleScore, ...]:
+    """Return the likeliest rule, and the others only where it is likelier than not that they are broken."""
+    return rules[:1] + tuple(rule for rule in rules[1:max_rules] if rule.probability >= 0.5)

@@ -17,8 +17,6 @@ from .errors import ArtifactError, ConfigError, ModelError
 from .protocols import EncoderOutput, TokenizedText
 
 OUTPUTS = ("embedding", "violation", "level_logits")
-# Windows run together are padded to the longest; more at a time only costs memory.
-BATCH = 16
 
 
 class OnnxEncoder:
@@ -49,9 +47,7 @@ class OnnxEncoder:
         self.dimension = dimension
         self.max_tokens = max_tokens
         self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
-        self.cls_id, self.sep_id, self._pad_id = (
-            _special_id(self._tokenizer, token) for token in ("[CLS]", "[SEP]", "[PAD]")
-        )
+        self.cls_id, self.sep_id = (_special_id(self._tokenizer, token) for token in ("[CLS]", "[SEP]"))
         self._session = _load_session(folder / "model.onnx", threads)
 
     def tokenize(self, text: str) -> TokenizedText:
@@ -60,9 +56,10 @@ class OnnxEncoder:
         return TokenizedText(encoding.ids, encoding.offsets)
 
     def encode(self, windows: Sequence[Sequence[int]]) -> EncoderOutput:
-        """Run the model on windows of ids.
+        """Run the model on windows of ids, one at a time.
 
-        Windows of similar length run together; the order of the result is that of the input.
+        One at a time, because the int8 model scales activations per run: in a batch a window's
+        result would depend on its neighbours. It also needs no padding.
 
         Args:
             windows: n lists of ids, special tokens included, none longer than `max_tokens`.
@@ -74,37 +71,26 @@ class OnnxEncoder:
             ModelError: the runtime failed, or the model returned something that is not finite.
         """
         n = len(windows)
-        output = EncoderOutput(
-            np.zeros((n, self.dimension), np.float32),
-            np.zeros((n, self.dimension), np.float32),
-            np.zeros((n, 3), np.float32),
-        )
-        order = sorted(range(n), key=lambda index: len(windows[index]))
-        for start in range(0, n, BATCH):
-            rows = order[start : start + BATCH]
-            arrays = self._run([windows[row] for row in rows])
-            for whole, part in zip(
-                (output.embeddings, output.violations, output.level_logits), arrays, strict=True
-            ):
-                whole[rows] = part
-        if not all(np.isfinite(a).all() for a in (output.embeddings, output.violations, output.level_logits)):
+        embeddings = np.zeros((n, self.dimension), np.float32)
+        violations = np.zeros((n, self.dimension), np.float32)
+        level_logits = np.zeros((n, 3), np.float32)
+        for row, window in enumerate(windows):
+            embeddings[row], violations[row], level_logits[row] = self._run(window)
+        if not all(np.isfinite(array).all() for array in (embeddings, violations, level_logits)):
             raise ModelError(
                 "encoder", "expected finite outputs, got NaN or infinity; the model file is broken"
             )
-        return output
+        return EncoderOutput(embeddings, violations, level_logits)
 
-    def _run(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        length = max(map(len, windows))
-        ids = np.full((len(windows), length), self._pad_id, np.int64)
-        mask = np.zeros_like(ids)
-        for row, window in enumerate(windows):
-            ids[row, : len(window)] = window
-            mask[row, : len(window)] = 1
+    def _run(self, window: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids = np.array([window], np.int64)
         try:
-            arrays: list[np.ndarray] = self._session.run(OUTPUTS, {"input_ids": ids, "attention_mask": mask})
+            embedding, violation, logits = self._session.run(
+                OUTPUTS, {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            )
         except Exception as error:  # the runtime's own classes are private and have no common base
-            raise ModelError("encoder", f"ONNX Runtime failed on a batch of shape {ids.shape}") from error
-        return arrays
+            raise ModelError("encoder", f"ONNX Runtime failed on a window of {ids.size} tokens") from error
+        return embedding[0], violation[0], logits[0]
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

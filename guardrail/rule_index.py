@@ -92,6 +92,12 @@ class RuleIndex:
             return np.zeros((0, self.dimension), np.float32)
         return np.stack([self._index.reconstruct(int(position)) for position in positions])
 
+    def copy(self) -> RuleIndex:
+        """Return an index that can grow without touching this one."""
+        twin = RuleIndex(self.dimension)
+        twin._index = faiss.clone_index(self._index)
+        return twin
+
     def save(self, path: Path) -> None:
         """Write the index to a file."""
         faiss.write_index(self._index, os.fspath(path))

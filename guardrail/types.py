@@ -34,6 +34,11 @@ class Action(StrEnum):
     CAUTION = "caution"
     INTERVENE = "intervene"
 
+    @property
+    def rank(self) -> int:
+        """0, 1 or 2: how far the action goes."""
+        return list(Action).index(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -1,0 +1,1 @@
+"""Adapters for LangChain and others; each module needs its own extra."""

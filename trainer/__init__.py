@@ -1,0 +1,1 @@
+"""Training: data, losses, encoder, export, calibration, evaluation. Needs the train extra."""

@@ -14,7 +14,11 @@ from .inputs import as_text
 from .loaders import Split
 from .mix import Norm
 
-PAIRS = Path(__file__).parent / "resources" / "pairs.jsonl"
+RESOURCES = Path(__file__).parent / "resources"
+PAIRS = RESOURCES / "pairs.jsonl"
+CASUAL = RESOURCES / "casual.jsonl"
+# Contrasts under a contrary norm turn right and wrong round: without the norm as input they mislead.
+CONTRARY = "contrary_norm"
 OWN_TEST = 0.1
 OWN_VAL = 0.1
 
@@ -27,7 +31,7 @@ class DataSplit:
         examples: single conversations with their label; those of the bank are in `bank`.
         twins: matched pairs of all sources.
         norms: (situation, rule) pairs.
-        bank: the bank's dialogues as examples.
+        bank: our own dialogues as examples.
     """
 
     examples: list[Example] = field(repr=False)
@@ -37,7 +41,7 @@ class DataSplit:
 
 
 def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[Example], list[Twin]]:
-    """Return the bank's dialogues, and the twins of bank and pairs, of one split.
+    """Return our own dialogues, and the twins of bank and pairs, of one split.
 
     A rule with all its dialogues, and a pair with both its versions, is in one split only.
     """
@@ -48,11 +52,16 @@ def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[
         return loaders.split_of(group, test=OWN_TEST, val=OWN_VAL) == split
 
     twins = [twin for twin in near_misses + pairs if mine(twin.group)]
-    return [example for example in bank if mine(example.group)], twins
+    examples = bank + loaders.load_casual(CASUAL)
+    return [example for example in examples if mine(example.group)], twins
 
 
 def load_split(
-    data_dir: Path | None, split: Split, *, sources: list[str] | None = None, rules: tuple[Rule, ...] | None = None
+    data_dir: Path | None,
+    split: Split,
+    *,
+    sources: list[str] | None = None,
+    rules: tuple[Rule, ...] | None = None,
 ) -> DataSplit:
     """Return one split of everything; without a data folder, of our own writing alone.
 
@@ -70,7 +79,8 @@ def load_split(
     if data_dir is None:
         return DataSplit([], twins, [], bank)
     examples = loaders.load_examples(data_dir, sources, split)
-    twins = loaders.load_twins(data_dir, sources, split) + twins
+    public = loaders.load_twins(data_dir, sources, split)
+    twins = [twin for twin in public if twin.kind != CONTRARY] + twins
     norms: list[Norm] = []
     if sources is None or "social_chem_101" in sources:
         norms = [

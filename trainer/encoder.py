@@ -129,7 +129,7 @@ def train(
         data_seed=config.seed,
         logging_steps=50,
         save_strategy="steps",
-        save_steps=500,
+        save_steps=250,
         save_total_limit=1,
         report_to="none",
         batch_sampler=LengthGroupedBatchSampler,

@@ -77,7 +77,9 @@ def build_rows(
         row["label"] = [_class(twin.level, True), 1.0]
         repeats = config.own_repeats if twin.source in ("bank", "pairs") else 1
         (ruled if twin.rule else plain).extend([row] * repeats)
-    norm_rows: list[Row] = [{"text": n.text, "rule": n.rule, "label": [0, n.weight]} for n in norms]
+    limit = config.source_limits.get("social_chem_101", config.max_per_source)
+    chosen = norms if len(norms) <= limit else rng.sample(list(norms), limit)
+    norm_rows: list[Row] = [{"text": n.text, "rule": n.rule, "label": [0, n.weight]} for n in chosen]
     return TrainingRows(level, plain, ruled, norm_rows)
 
 

@@ -15,7 +15,9 @@ from .metrics import auroc, pairwise_accuracy, recall_at_fpr
 from .scoring import Scorer
 
 
-def validation_figures(score: Scorer, split: DataSplit, *, limit: int = 600, seed: int = 0) -> dict[str, float]:
+def validation_figures(
+    score: Scorer, split: DataSplit, *, limit: int = 600, seed: int = 0
+) -> dict[str, float]:
     """Return AUROC per source with both classes, recall at 1 % false alarms, pairwise accuracy of twins.
 
     Args:

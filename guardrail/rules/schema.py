@@ -71,7 +71,7 @@ class Rule(BaseModel):
         for reply in self.replies:
             if reply.to >= len(self.violations):
                 raise ValueError(
-                    f"a reply is 'to' violation {reply.to}, but there are {len(self.violations)}, counted from 0"
+                    f"reply 'to' {reply.to} names no violation; there are {len(self.violations)}, counted from 0"
                 )
         return self
 

@@ -19,7 +19,7 @@ from . import casual, dialogue_safety, norms, requests
 from .casual import dailydialog_openings
 from .common import SPLITS, Job, LoadReport, Split, clean, normalise, split_of, without_overlap
 from .norms import NormPair, load_norm_pairs
-from .own import load_bank, load_pairs
+from .own import load_bank, load_casual, load_pairs
 
 __all__ = [
     "SOURCES",
@@ -30,6 +30,7 @@ __all__ = [
     "clean",
     "dailydialog_openings",
     "load_bank",
+    "load_casual",
     "load_examples",
     "load_norm_pairs",
     "load_pairs",

@@ -58,3 +58,18 @@ def load_pairs(path: Path, report: LoadReport | None = None) -> list[Twin]:
         return Twin(unsafe, safe, row["rule"], row["id"], job.source, level=level, kind=row["kind"])
 
     return list(job.json_lines(path.name.removesuffix(".gz"), parse))
+
+
+def load_casual(path: Path, report: LoadReport | None = None) -> list[Example]:
+    """Return harmless conversations of our own writing from a JSON-lines file.
+
+    Raises:
+        ArtifactError: if the file is missing.
+    """
+    path = Path(path)
+    job = Job(path.parent, "own_casual", "train", report=report or LoadReport())
+
+    def parse(row: Any) -> Example:
+        return Example(_turns(row["turns"]), False, row["id"], job.source, level=Level.CASUAL)
+
+    return list(job.json_lines(path.name.removesuffix(".gz"), parse))

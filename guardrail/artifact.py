@@ -1,0 +1,249 @@
+"""The model folder: one manifest with hashes over everything in it, checked before anything is loaded.
+
+manifest.json      format, encoder and index settings, canaries, SHA-256 and size of every other file
+model.onnx         the encoder
+tokenizer.json     its tokenizer
+calibration.json   calibration and thresholds, fitted for this very model file
+rules.faiss        vectors of the rules
+rules.jsonl        the rules; absent if they are the bank that ships with the library
+MODEL_CARD.md      for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .calibration import Calibration, as_json
+from .encoder import OnnxEncoder
+from .errors import ArtifactError
+from .rule_index import RuleIndex
+from .rules import Rule, load_bank, read_rules, rules_digest
+
+FORMAT: Literal[1] = 1
+DEFAULT_FOLDER = Path(__file__).parent / "models" / "default"
+REQUIRED = ("model.onnx", "tokenizer.json", "calibration.json", "rules.faiss")
+MAX_FILE_BYTES = 4 * 1024**3
+MAX_MANIFEST_BYTES = 1024**2
+HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(BaseModel):
+    """Size and hash of one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
+    sha256: Sha256
+
+
+class Canary(BaseModel):
+    """Two conversations that show at start that the model works: one it must flag, one it must not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unsafe: tuple[str, ...]
+    safe: tuple[str, ...]
+
+
+class Manifest(BaseModel):
+    """What the folder holds.
+
+    Attributes:
+        format: version of this layout.
+        name: of the model.
+        dimension: size of an embedding.
+        max_tokens: longest window.
+        encoder: SHA-256 of model and tokenizer together.
+        index_encoder: the same, of the encoder that made the rule vectors.
+        rules: SHA-256 over ids and texts of the rules in the index.
+        canary: conversations for the check at start.
+        files: every other file in the folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    name: str = "default"
+    dimension: Annotated[int, Field(ge=1, le=65536)]
+    max_tokens: Annotated[int, Field(ge=16, le=65536)]
+    encoder: Sha256
+    index_encoder: Sha256
+    rules: Sha256
+    canary: Canary
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], FileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model folder that has been checked and loaded."""
+
+    manifest: Manifest
+    encoder: OnnxEncoder
+    index: RuleIndex
+    rules: tuple[Rule, ...]
+    calibration: Calibration
+
+
+def load_artifact(folder: Path, *, threads: int = 1) -> Artifact:
+    """Check every hash in a model folder, then load it.
+
+    Args:
+        folder: the model folder.
+        threads: of one model run.
+
+    Raises:
+        ArtifactError: the folder or a file is missing, altered, truncated, a link or foreign; the
+            index was built by another encoder or for other rules; or it holds no rules.
+        InputError: a rule in its `rules.jsonl` is broken.
+    """
+    manifest = read_manifest(folder)
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise ArtifactError(f"expected {name} in the manifest of {folder}, it is not listed")
+    for name, entry in manifest.files.items():
+        _verify(folder / name, entry)
+    fingerprint = _fingerprint(manifest.files)
+    if fingerprint != manifest.encoder:
+        raise ArtifactError(
+            f"expected model and tokenizer in {folder} to be the manifest's; they were swapped"
+        )
+    if manifest.index_encoder != fingerprint:
+        raise ArtifactError(
+            f"expected a rule index made by the encoder in {folder}, it was made by another one; "
+            f"build the index again with this encoder"
+        )
+    calibration = Calibration.parse((folder / "calibration.json").read_text("utf-8"), str(folder))
+    rules = read_rules(folder / "rules.jsonl") if "rules.jsonl" in manifest.files else load_bank()
+    if rules_digest(rules) != manifest.rules:
+        raise ArtifactError(
+            f"expected the rules that the index in {folder} was built for, got others; "
+            f"build the index again, or restore the rules"
+        )
+    encoder = OnnxEncoder(
+        folder, max_tokens=manifest.max_tokens, dimension=manifest.dimension, threads=threads
+    )
+    index = RuleIndex.load(folder / "rules.faiss", manifest.dimension)
+    if len(index) != len(rules) or not rules:
+        raise ArtifactError(
+            f"expected one vector for each of at least one rule, got {len(index)} for {len(rules)}"
+        )
+    return Artifact(manifest, encoder, index, rules, calibration)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a model folder.
+
+    Raises:
+        ArtifactError: folder or manifest is missing or broken.
+    """
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise ArtifactError(f"expected a model folder at {folder}, found none")
+    if not path.is_file() or path.is_symlink():
+        raise ArtifactError(f"expected manifest.json in {folder}, found none; is it a model folder?")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ArtifactError(
+            f"expected a manifest of at most {MAX_MANIFEST_BYTES} bytes in {folder}, got more"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ArtifactError(
+            f"expected a manifest of format {FORMAT} in {folder}: {place}: {first['msg']}"
+        ) from error
+
+
+def write_manifest(
+    folder: Path, rules: Sequence[Rule], *, name: str, dimension: int, max_tokens: int, canary: Canary
+) -> Manifest:
+    """Hash what is in the folder and write `manifest.json`; the index there must be for these rules.
+
+    Returns:
+        The manifest.
+    """
+    files = {
+        path.name: FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != "manifest.json" and not path.name.startswith((".", "_"))
+    }
+    fingerprint = _fingerprint(files)
+    manifest = Manifest(
+        name=name,
+        dimension=dimension,
+        max_tokens=max_tokens,
+        encoder=fingerprint,
+        index_encoder=fingerprint,
+        rules=rules_digest(rules),
+        canary=canary,
+        files=files,
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def write_parts(folder: Path, index: RuleIndex, rules: Sequence[Rule], calibration: Calibration) -> None:
+    """Write index, calibration and, unless they are the shipped bank, rules into a folder."""
+    index.save(folder / "rules.faiss")
+    (folder / "calibration.json").write_text(
+        json.dumps(as_json(calibration), indent=2) + "\n", encoding="utf-8"
+    )
+    own = folder / "rules.jsonl"
+    if rules_digest(rules) == rules_digest(load_bank()):
+        own.unlink(missing_ok=True)
+        return
+    lines = [rule.model_dump_json(by_alias=True) for rule in rules]
+    own.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def find_folder(name: str | Path | None) -> Path:
+    """Return the folder of a model: None is the one that ships; else a folder, or a hub id.
+
+    Raises:
+        ArtifactError: neither a folder nor a hub id, or the hub does not have it.
+        MissingDependencyError: a hub id without huggingface_hub installed.
+    """
+    if name is None:
+        return DEFAULT_FOLDER
+    path = Path(name)
+    if path.exists() or not HUB_NAME.match(str(name)):
+        return path
+    from .hub import download  # here: only this needs the hub's client
+
+    return download(str(name))
+
+
+def _verify(path: Path, entry: FileEntry) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise ArtifactError(f"expected a plain file at {path}, found none; the model folder is incomplete")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise ArtifactError(f"expected {entry.bytes} bytes in {path}, got {size}; fetch the model again")
+    if _sha256(path) != entry.sha256:
+        raise ArtifactError(
+            f"expected {path} as the manifest's SHA-256 says, it was altered; fetch the model again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fingerprint(files: dict[str, FileEntry]) -> str:
+    """Return the SHA-256 over the hashes of model and tokenizer: what the rule vectors depend on."""
+    missing = [name for name in ("model.onnx", "tokenizer.json") if name not in files]
+    if missing:
+        raise ArtifactError(f"expected {' and '.join(missing)} in the model folder, found none")
+    joined = files["model.onnx"].sha256 + files["tokenizer.json"].sha256
+    return hashlib.sha256(joined.encode()).hexdigest()

@@ -1,0 +1,422 @@
+"""The guard: messages in, verdict out.
+
+`Guardrail` joins the parts: read, encode, retrieve rules, judge, decide. The parts know nothing
+of each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifact import Canary, find_folder, load_artifact, write_manifest, write_parts
+from .calibration import Calibration, Thresholds
+from .compose import Composer
+from .config import GuardConfig
+from .conversation import Conversation, Messages, read_conversation
+from .decision import Decision, decide
+from .detector import Judgement, RuleScore, judge
+from .errors import ArtifactError, ConfigError, GuardrailError, InputError, ModelError
+from .protocols import Encoder, EncoderOutput
+from .reading import Reading, read
+from .rule_index import RuleIndex
+from .rules import Rule, as_rule
+from .types import Action, Coverage, Level, RuleMatch, Verdict
+
+if TYPE_CHECKING:
+    from .middleware import GuardedReply, OnIntervention
+
+UNREAD_PART = "a part of the judged turn was not read: it is longer than the window limit or not text"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Rules and their index, replaced as a whole so that a running check sees one state."""
+
+    rules: tuple[Rule, ...]
+    index: RuleIndex
+
+
+class Guardrail:
+    """A guard with one encoder, one set of rules and one calibration. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        rules: Sequence[Rule],
+        *,
+        index: RuleIndex | None = None,
+        calibration: Calibration | None = None,
+        config: GuardConfig | None = None,
+    ) -> None:
+        """Make a guard from its parts; `Guardrail.load` does it from a model folder.
+
+        Args:
+            encoder: reads token windows.
+            rules: at least one.
+            index: vectors of these rules, in this order; built here if not given.
+            calibration: fitted for this encoder.
+            config: settings.
+
+        Raises:
+            ConfigError: no rules, or an index of another length.
+            ModelError: the encoder fails on the rules, or the index is of another dimension.
+        """
+        if not rules:
+            raise ConfigError(
+                "expected at least one rule of thumb, got none; a guard without rules guards nothing"
+            )
+        self.config = config or GuardConfig()
+        self.calibration = calibration or Calibration()
+        self.thresholds = _thresholds(self.calibration.thresholds, self.config)
+        self._encoder = encoder
+        self._lock = threading.Lock()
+        self._composer: Composer | None = None
+        if index is None:
+            index = RuleIndex(encoder.dimension)
+            index.add(self._embed_rules(rules))
+        if len(index) != len(rules):
+            raise ConfigError(
+                f"expected one vector per rule, got {len(index)} for {len(rules)}; build the index again"
+            )
+        self._known = _Known(tuple(rules), index)
+        self._folder: Path | None = None
+        self._canary: Canary | None = None
+
+    @classmethod
+    def load(cls, name: str | Path | None = None, **settings: Any) -> Guardrail:
+        """Load a guard from a model folder and check that it works.
+
+        Args:
+            name: folder or hub id; None for the model that ships, which needs no network.
+            settings: fields of `GuardConfig`, e.g. `caution_threshold=0.8`.
+
+        Raises:
+            ArtifactError: the folder is missing, altered or foreign, or the model does not flag its canary.
+            ConfigError: a setting is out of range.
+        """
+        config = GuardConfig.of(**settings)
+        folder = find_folder(name)
+        artifact = load_artifact(folder, threads=config.threads)
+        guard = cls(
+            artifact.encoder,
+            artifact.rules,
+            index=artifact.index,
+            calibration=artifact.calibration,
+            config=config,
+        )
+        guard._folder = folder
+        guard._canary = artifact.manifest.canary
+        guard._check_canary(artifact.manifest.canary, str(folder))
+        return guard
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules in force, in the order of adding."""
+        return self._known.rules
+
+    def __repr__(self) -> str:
+        return f"Guardrail(rules={len(self.rules)}, dimension={self._encoder.dimension})"
+
+    def check(self, messages: Messages) -> Verdict:
+        """Judge the last turn of a conversation, read in its context.
+
+        Args:
+            messages: a string, a list of strings, role/content dicts or LangChain messages.
+
+        Returns:
+            The verdict. A blank turn is allowed, with a reason. If the guard itself fails, what
+            `on_error` says; the status is then "error", never "ok".
+
+        Raises:
+            InputError: the messages cannot be read.
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        conversation = read_conversation(messages)
+        try:
+            return self._judge(conversation)
+        except Exception as error:
+            return self._failed(conversation, error)
+
+    async def acheck(self, messages: Messages) -> Verdict:
+        """Judge as `check` does, in a worker thread, so that the event loop stays free."""
+        return await asyncio.to_thread(self.check, messages)
+
+    def check_batch(
+        self, conversations: Iterable[Messages], *, progress: Callable[[int], object] | None = None
+    ) -> list[Verdict]:
+        """Judge many conversations, several at a time; each verdict equals that of `check`.
+
+        Args:
+            conversations: each in any form that `check` takes.
+            progress: called with 1 for each that is done, from worker threads.
+
+        Raises:
+            InputError: one cannot be read; the message says which, counted from 0.
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        if isinstance(conversations, str | Mapping):
+            raise InputError(
+                f"expected a list of conversations, got one {type(conversations).__name__}; put it in []"
+            )
+        items = list(conversations)
+        read_items = []
+        for number, messages in enumerate(items):
+            try:
+                read_items.append(read_conversation(messages))
+            except InputError as error:
+                raise InputError(f"conversation {number}: {error}") from error
+
+        def one(conversation: Conversation) -> Verdict:
+            try:
+                return self._judge(conversation)
+            except Exception as error:
+                return self._failed(conversation, error)
+            finally:
+                if progress is not None:
+                    progress(1)
+
+        # One conversation a run, runs side by side: a batch of many would give the int8 model other
+        # activation scales, and so other verdicts than check().
+        with ThreadPoolExecutor(max_workers=self.config.workers) as pool:
+            return list(pool.map(one, read_items))
+
+    def add_rules(self, rules: Iterable[str | Mapping[str, Any] | Rule]) -> tuple[Rule, ...]:
+        """Add rules of thumb; they work at once, without training.
+
+        Args:
+            rules: each one line of text, a mapping in the bank's schema, or a `Rule`.
+
+        Returns:
+            The rules as added, with their ids.
+
+        Raises:
+            InputError: a rule does not fit the schema, or its id is taken.
+            ModelError: the encoder failed. Nothing is added then.
+        """
+        if isinstance(rules, str | Mapping):
+            raise InputError(f"expected a list of rules, got one {type(rules).__name__}; put it in []")
+        added = tuple(as_rule(rule) for rule in rules)
+        if not added:
+            return ()
+        with self._lock:
+            known = self._known
+            taken = {rule.id for rule in known.rules}
+            for rule in added:
+                if rule.id in taken:
+                    raise InputError(
+                        f"expected new rule ids, got {rule.id!r}, which is taken; choose another id"
+                    )
+                taken.add(rule.id)
+            index = known.index.copy()
+            index.add(self._embed_rules(added))
+            self._known = _Known(known.rules + added, index)
+        return added
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the guard, with all rules that were added, as a model folder.
+
+        Raises:
+            ArtifactError: the guard was not loaded from a folder, or the target is not empty.
+        """
+        import shutil
+
+        target = Path(folder)
+        if self._folder is None or self._canary is None:
+            raise ArtifactError(
+                "expected a guard that was loaded from a model folder, this one was made from parts"
+            )
+        if target.exists() and any(target.iterdir()):
+            raise ArtifactError(f"expected an empty or new folder, {target} holds files; choose another")
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("model.onnx", "tokenizer.json"):
+            shutil.copyfile(self._folder / name, target / name)
+        known = self._known
+        write_parts(target, known.index, known.rules, self.calibration)
+        write_manifest(
+            target,
+            known.rules,
+            name=target.name,
+            dimension=self._encoder.dimension,
+            max_tokens=self._encoder.max_tokens,
+            canary=self._canary,
+        )
+        return target
+
+    def search_rules(self, query: str, k: int = 5) -> list[tuple[Rule, float]]:
+        """Return the k nearest rules to a text with their cosine, the nearest first.
+
+        Raises:
+            InputError: the query is blank.
+            ConfigError: k is below 1.
+            ModelError: a stage failed.
+        """
+        readings, _ = read(read_conversation(query), self._encoder, 1)
+        if not readings[0].normalized.text.strip():
+            raise InputError("expected a query, got blank text")
+        known = self._known
+        output = self._encoder.encode([readings[0].packing.windows[0].ids])
+        (hits,) = known.index.search(output.embeddings, k)
+        return [(known.rules[position], cosine) for position, cosine in hits]
+
+    @property
+    def composer(self) -> Composer:
+        """Composes replies from rules; made when it is first needed."""
+        with self._lock:
+            if self._composer is None:
+                self._composer = Composer(self.rules)
+            return self._composer
+
+    def wrap(
+        self, llm: Callable[..., Any], *, on_intervention: OnIntervention | None = None
+    ) -> Callable[..., Any]:
+        """Return the callable with the guard around it; see `guardrail.middleware.wrap`."""
+        from .middleware import wrap
+
+        return wrap(self, llm, on_intervention=on_intervention)
+
+    def generate(
+        self, llm: Callable[..., Any], messages: Messages, *, on_intervention: OnIntervention | None = None
+    ) -> GuardedReply:
+        """Call an LLM with the guard around it; see `guardrail.middleware.generate`."""
+        from .middleware import generate
+
+        return generate(self, llm, messages, on_intervention=on_intervention)
+
+    async def agenerate(
+        self, llm: Callable[..., Any], messages: Messages, *, on_intervention: OnIntervention | None = None
+    ) -> GuardedReply:
+        """Do as `generate`, with an async or a sync callable, without blocking the event loop."""
+        from .middleware import agenerate
+
+        return await agenerate(self, llm, messages, on_intervention=on_intervention)
+
+    def encode_conversation(self, messages: Messages) -> EncoderOutput:
+        """Return the encoder's outputs for the first window of a conversation: one row.
+
+        Raises:
+            InputError: the messages cannot be read.
+            ModelError: the encoder failed.
+        """
+        readings, _ = read(read_conversation(messages), self._encoder, 1)
+        return self._encoder.encode([readings[0].packing.windows[0].ids])
+
+    def _judge(self, conversation: Conversation) -> Verdict:
+        known = self._known
+        readings, coverage = _stage("normalize", read, conversation, self._encoder, self.config.max_windows)
+        if not readings[0].normalized.text.strip():
+            return self._blank(conversation, coverage)
+        decided = [self._decide(reading, known) for reading in readings]
+        # An undone disguise counts if it is worse than the text as written.
+        reading, judgement, decision = max(
+            decided, key=lambda item: (item[2].action.rank, item[2].probability)
+        )
+
+        def match(score: RuleScore) -> RuleMatch:
+            return RuleMatch(
+                rule=known.rules[score.position],
+                similarity=score.similarity,
+                probability=score.probability,
+                turn=conversation.positions[-1],
+                span=reading.span(score.window),
+            )
+
+        return Verdict(
+            action=decision.action,
+            probability=decision.probability,
+            level=decision.level,
+            rules=tuple(match(score) for score in decision.broken),
+            touched=tuple(match(score) for score in decision.touched),
+            coverage=coverage,
+            status="ok" if coverage.judged_turn_read else "degraded",
+            reason="" if coverage.judged_turn_read else UNREAD_PART,
+            turn=conversation.positions[-1],
+            role=conversation.judged.role,
+        )
+
+    def _decide(self, reading: Reading, known: _Known) -> tuple[Reading, Judgement, Decision]:
+        output = _stage("encoder", self._encoder.encode, [window.ids for window in reading.packing.windows])
+        judgement = _stage("detector", judge, output, known.index, self.calibration, self.config.top_k)
+        return reading, judgement, decide(judgement, self.thresholds, self.config.max_rules)
+
+    def _blank(self, conversation: Conversation, coverage: Coverage) -> Verdict:
+        unread = coverage.judged_turn_read is False
+        return Verdict(
+            action=Action.ALLOW,
+            probability=0.0,
+            level=Level.CASUAL,
+            rules=(),
+            touched=(),
+            coverage=coverage,
+            status="degraded" if unread else "ok",
+            reason=UNREAD_PART if unread else "the judged turn is blank",
+            turn=conversation.positions[-1],
+            role=conversation.judged.role,
+        )
+
+    def _failed(self, conversation: Conversation, error: Exception) -> Verdict:
+        """Return what `on_error` says; nothing of the conversation goes into the reason."""
+        if self.config.on_error == "raise":
+            if isinstance(error, GuardrailError):
+                raise error
+            raise ModelError("detector", f"failed with {type(error).__name__}") from error
+        closed = self.config.on_error == "closed"
+        stage = error.stage if isinstance(error, ModelError) else "guard"
+        return Verdict(
+            action=Action.INTERVENE if closed else Action.ALLOW,
+            probability=1.0 if closed else 0.0,
+            level=Level.NEEDS_INTERVENTION if closed else Level.CASUAL,
+            rules=(),
+            touched=(),
+            coverage=Coverage(len(conversation.turns), 0, 0, 0, judged_turn_read=False),
+            status="error",
+            reason=f"{stage} failed ({type(error).__name__}); on_error={self.config.on_error!r} decided",
+            turn=conversation.positions[-1],
+            role=conversation.judged.role,
+        )
+
+    def _embed_rules(self, rules: Sequence[Rule]) -> Any:
+        windows = []
+        for rule in rules:
+            ids = self._encoder.tokenize(rule.text).ids[: self._encoder.max_tokens - 2]
+            windows.append((self._encoder.cls_id, *ids, self._encoder.sep_id))
+        return self._encoder.encode(windows).embeddings
+
+    def _check_canary(self, canary: Canary, where: str) -> None:
+        unsafe, safe = (
+            self._judge(read_conversation(canary.unsafe)),
+            self._judge(read_conversation(canary.safe)),
+        )
+        if (
+            not unsafe.probability > safe.probability
+            or unsafe.probability < self.calibration.thresholds.caution
+        ):
+            raise ArtifactError(
+                f"expected the model in {where} to flag its canary and not its twin, got P(unsafe) "
+                f"{unsafe.probability:.2f} and {safe.probability:.2f}; the model does not work, fetch it again"
+            )
+
+
+def _thresholds(calibrated: Thresholds, config: GuardConfig) -> Thresholds:
+    chosen = {
+        "caution": config.caution_threshold,
+        "intervention": config.intervention_threshold,
+        "rule": config.rule_threshold,
+        "touch": config.touch_threshold,
+    }
+    return calibrated.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+
+
+def _stage(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Run one stage; what it raises becomes a `ModelError` that names the stage."""
+    try:
+        return function(*args)
+    except GuardrailError:
+        raise
+    except Exception as error:
+        raise ModelError(name, f"failed with {type(error).__name__}") from error

@@ -1,0 +1,137 @@
+"""Fakes that implement the library's protocols. They go through the real door; nothing is patched.
+
+`WordEncoder` reads words: the judged turn is unsafe if it holds "drive" while "beer" stands anywhere
+in the window, unless it also holds "taxi" or "shouldn"; grave if it also holds "kids". Rules are near
+a conversation with which they share words.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from guardrail import Guardrail
+from guardrail.protocols import EncoderOutput, TokenizedText
+from guardrail.rules import Rule
+
+WORD = re.compile(r"\w+|[^\w\s]")
+VOCABULARY = 4096
+
+
+def word_id(word: str) -> int:
+    """Return a stable id of a word, above the special ones."""
+    return 10 + zlib.crc32(word.lower().encode("utf-8", "replace")) % VOCABULARY
+
+
+class WordEncoder:
+    """A tiny deterministic encoder without a model."""
+
+    cls_id = 1
+    sep_id = 2
+
+    def __init__(self, dimension: int = 64, max_tokens: int = 64) -> None:
+        self.dimension = dimension
+        self.max_tokens = max_tokens
+        self.calls = 0
+
+    def tokenize(self, text: str) -> TokenizedText:
+        found = list(WORD.finditer(text))
+        return TokenizedText([word_id(m.group()) for m in found], [m.span() for m in found])
+
+    def encode(self, windows: Sequence[Sequence[int]]) -> EncoderOutput:
+        self.calls += 1
+        assert all(len(window) <= self.max_tokens for window in windows)
+        embeddings = np.stack([self._embed(window) for window in windows])
+        logits = np.stack([self._logits(window) for window in windows])
+        return EncoderOutput(embeddings, embeddings * 8 - 1, logits)
+
+    def _embed(self, window: Sequence[int]) -> np.ndarray:
+        vector = np.zeros(self.dimension, np.float32)
+        for token in window:
+            if token > 9:
+                vector[token % self.dimension] += 1
+        vector[0] += 1e-3  # never the zero vector
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+    def _logits(self, window: Sequence[int]) -> np.ndarray:
+        judged = window[: list(window).index(self.sep_id)]
+        says = {word: word_id(word) in judged for word in ("drive", "kids", "taxi", "shouldn")}
+        warns = says["taxi"] or says["shouldn"]
+        unsafe = says["drive"] and word_id("beer") in window and not warns
+        grave = unsafe and says["kids"]
+        return np.array([0.0, 6.0 if unsafe else -6.0, 8.0 if grave else -8.0], np.float32)
+
+
+class BrokenEncoder(WordEncoder):
+    """Fails the way it is told to: "raises", "nan" or "shape"; works for rules made before `broken`."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.broken = False
+
+    def encode(self, windows: Sequence[Sequence[int]]) -> EncoderOutput:
+        output = super().encode(windows)
+        if not self.broken:
+            return output
+        if self.how == "raises":
+            raise RuntimeError("secret user text")
+        if self.how == "nan":
+            return EncoderOutput(output.embeddings * np.nan, output.violations, output.level_logits)
+        return EncoderOutput(output.embeddings[:, :3], output.violations, output.level_logits)
+
+
+DRIVING = Rule.model_validate(
+    {
+        "id": "driving-001",
+        "rule": "You shouldn't drive after beer, however short the way.",
+        "domain": "driving",
+        "severity": "needs_intervention",
+        "violations": [
+            {"turns": ["four beer and now i drive home"], "level": "needs_intervention"},
+            {"turns": ["had beer", "Have fun and drive safely!"], "level": "needs_caution"},
+        ],
+        "near_misses": [{"turns": ["four beer so i take a taxi and leave the car"]}],
+        "replies": [
+            {"to": 0, "reply": "Please leave the car. A taxi is cheaper than the rest of your life."},
+            {"to": 1, "reply": "Could somebody pick you up instead?"},
+        ],
+    }
+)
+PRIVACY = Rule.model_validate(
+    {"id": "privacy-001", "rule": "You shouldn't read a partner's messages.", "domain": "privacy"}
+)
+
+UNSAFE = "four beer and now i drive home"
+GRAVE = "four beer and now i drive the kids home"
+SAFE = "we baked bread today and it was lovely"
+SAFE_REPLY = "Please take a taxi tonight."
+UNSAFE_REPLY = "Have another beer and drive off!"
+
+
+def make_guard(**settings: object) -> Guardrail:
+    """Return a guard on the fake encoder with two rules."""
+    from guardrail.config import GuardConfig
+
+    return Guardrail(WordEncoder(), [DRIVING, PRIVACY], config=GuardConfig.of(**settings))
+
+
+class ScriptedLLM:
+    """Returns its replies one after the other, the last one for ever, and keeps what it was sent."""
+
+    def __init__(self, *replies: object) -> None:
+        self.replies = list(replies)
+        self.requests: list[object] = []
+
+    def __call__(self, messages: object) -> object:
+        self.requests.append(messages)
+        reply = self.replies[min(len(self.requests), len(self.replies)) - 1]
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    async def acall(self, messages: object) -> object:
+        return self(messages)
