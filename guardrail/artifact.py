@@ -175,7 +175,10 @@ def write_manifest(
     files = {
         path.name: FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != "manifest.json" and not path.name.startswith((".", "_"))
+        if path.is_file()
+        and path.name != "manifest.json"
+        and path.suffix != ".md"
+        and not path.name.startswith((".", "_"))
     }
     fingerprint = _fingerprint(files)
     manifest = Manifest(

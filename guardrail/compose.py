@@ -20,6 +20,10 @@ WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 STEM = 5
 MAX_SENTENCES = 2
+# Who these are is known only from the conversation, so one of them must speak of such a person too.
+HE_OR_SHE = ({"he", "him", "his"}, {"she", "her", "hers"})
+# Small talk of the authored replies; it says nothing about the rule.
+PLEASANTRY = re.compile(r"^(sounds|what a|congrat|well done|good on|happy)\b", re.IGNORECASE)
 
 LEADS = (
     "Hold on a moment, one thing matters here.",
@@ -89,22 +93,28 @@ class Composer:
         said = _stems(" ".join(conversation))
         known = said | _stems(rule.text) | self._common
         names = set(WORD.findall(" ".join(conversation)))
+        spoken = {name.lower() for name in names}
         best: list[str] = []
         best_score = -1
         for authored in rule.replies:
             dialogue = " ".join(rule.violations[authored.to].turns)
-            fitting = [s for s in SENTENCE.split(authored.reply) if self._fits(s, known, names)]
+            fitting = [s for s in SENTENCE.split(authored.reply) if _fits(s, known, names, spoken)]
             score = len((_stems(dialogue) & said) - self._common) + 3 * bool(fitting)
             if fitting and score > best_score:
                 best, best_score = fitting[:MAX_SENTENCES], score
         return best
 
-    def _fits(self, sentence: str, known: frozenset[str] | set[str], names: set[str]) -> bool:
-        if not sentence.endswith((".", "!", "?")) or any(character.isdigit() for character in sentence):
-            return False
-        words = WORD.findall(sentence)
-        capitalised = [word for word in words[1:] if word[0].isupper() and not word.startswith(("I", "I'"))]
-        return set(capitalised) <= names and _stems(sentence) <= known
+
+def _fits(sentence: str, known: frozenset[str], names: set[str], spoken: set[str]) -> bool:
+    """Return True if a sentence of an authored reply can be said in this conversation."""
+    if not sentence.endswith((".", "!", "?")) or any(character.isdigit() for character in sentence):
+        return False
+    words = WORD.findall(sentence)
+    lower = {word.lower() for word in words}
+    if PLEASANTRY.match(sentence) or any(lower & who and not spoken & who for who in HE_OR_SHE):
+        return False
+    capitalised = [word for word in words[1:] if word[0].isupper() and not word.startswith(("I", "I'"))]
+    return set(capitalised) <= names and _stems(sentence) <= known
 
 
 def _stems(text: str) -> frozenset[str]:

@@ -40,7 +40,7 @@ ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-TEXT_PARTS = ("text", "input_text", "output_text", "reasoning", "thinking", "refusal")
+TEXT_PARTS = ("text", "input_text", "output_text", "reasoning", "reasoning_content", "thinking", "refusal")
 EXPECTED = (
     "expected a string, a list of strings (user and assistant in turn), a list of "
     "{'role': ..., 'content': ...} dicts, or LangChain messages"
@@ -209,30 +209,40 @@ def _content_text(content: object, position: int) -> tuple[str, int]:
 
 
 def _part_text(part: object) -> str | None:
+    """Return the text of a content part; None if it is of a kind that holds no text."""
     if isinstance(part, str):
         return part
     kind = _field(part, "type", "text")
-    if kind in TEXT_PARTS:
-        # A part carries its text under its own type's name ("refusal", "thinking") or under "text".
-        for name in ("text", kind):
-            value = _field(part, name, None)
-            if isinstance(value, str):
-                return value
-    return None
+    if kind not in TEXT_PARTS:
+        return None
+    # A part carries its text under "text", its own type's name ("refusal", "thinking"), or a summary.
+    found = [text for name in ("text", kind, "summary") for text in _strings(_field(part, name, None))]
+    return "\n".join(dict.fromkeys(found)) if found else None
+
+
+def _strings(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return _strings(value.get("text"))
+    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []
 
 
 def _tool_call_text(item: object) -> str:
-    """Return names and arguments of tool calls, so that they are judged with the turn."""
-    calls = _field(item, "tool_calls", None)
-    if not isinstance(calls, Sequence):
-        return ""
+    """Return names and arguments of tool calls, broken and old-style ones too: judged with the turn."""
+    calls: list[object] = []
+    for name in ("tool_calls", "invalid_tool_calls"):
+        value = _field(item, name, None)
+        calls += value if isinstance(value, list | tuple) else []
+    old_style = _field(item, "function_call", None)
+    calls += [old_style] if old_style else []
     lines: list[str] = []
     for call in calls:
         function = _field(call, "function", None) or call
         arguments = _field(function, "arguments", None) or _field(function, "args", None) or ""
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False, default=str)
-        lines.append(f"{_field(function, 'name', '')} {arguments}".strip())
+        lines.append(f"{_field(function, 'name', '') or ''} {arguments}".strip())
     return "\n".join(lines)
 
 

@@ -397,11 +397,13 @@ def _is_system(item: object) -> bool:
 
 
 def _in_form(template: Any, text: str) -> Any:
-    """Return the text in the form of what the LLM returned: a string, a dict or a message."""
+    """Return the text in the form of what the LLM returned: a string, a dict or a message.
+
+    Nothing else of the draft is kept: tool calls, reasoning, refusals and token probabilities hold
+    its words too.
+    """
     if isinstance(template, Mapping):
-        kept = {
-            name: value for name, value in template.items() if name not in ("tool_calls", "function_call")
-        }
+        kept = {name: template[name] for name in ("role", "name", "id") if name in template}
         return {**kept, "content": text}
     if hasattr(template, "model_copy"):
         return template.model_copy(update=_message_update(template, text))
@@ -409,16 +411,16 @@ def _in_form(template: Any, text: str) -> Any:
 
 
 def _message_update(message: Any, text: str) -> dict[str, Any]:
-    """Return what to change in a message object: a replaced reply must not keep its tool calls."""
+    """Return what to change in a message object so that no word of the draft stays in it."""
     update: dict[str, Any] = {"content": text}
     for name in ("tool_calls", "invalid_tool_calls", "tool_call_chunks"):
         if hasattr(message, name):
             update[name] = []
-    extra = getattr(message, "additional_kwargs", None)
-    if isinstance(extra, Mapping):
-        update["additional_kwargs"] = {
-            name: value for name, value in extra.items() if name not in ("tool_calls", "function_call")
-        }
+    if hasattr(message, "additional_kwargs"):
+        update["additional_kwargs"] = {}
+    metadata = getattr(message, "response_metadata", None)
+    if isinstance(metadata, Mapping):
+        update["response_metadata"] = {name: value for name, value in metadata.items() if name != "logprobs"}
     return update
 
 

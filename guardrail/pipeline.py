@@ -22,7 +22,7 @@ from .conversation import Conversation, Messages, read_conversation
 from .decision import Decision, decide
 from .detector import Judgement, RuleScore, judge
 from .errors import ArtifactError, ConfigError, GuardrailError, InputError, ModelError
-from .protocols import Encoder, EncoderOutput
+from .protocols import Encoder
 from .reading import Reading, read
 from .rule_index import RuleIndex
 from .rules import Rule, as_rule
@@ -296,15 +296,22 @@ class Guardrail:
 
         return await agenerate(self, llm, messages, on_intervention=on_intervention)
 
-    def encode_conversation(self, messages: Messages) -> EncoderOutput:
-        """Return the encoder's outputs for the first window of a conversation: one row.
+    def rank_rules(self, messages: Messages, k: int = 5) -> tuple[RuleMatch, ...]:
+        """Return the k rules that the last turn most likely breaks, flagged or not, likeliest first.
 
         Raises:
             InputError: the messages cannot be read.
-            ModelError: the encoder failed.
+            ConfigError: k is below 1.
+            ModelError: a stage failed.
         """
-        readings, _ = read(read_conversation(messages), self._encoder, 1)
-        return self._encoder.encode([readings[0].packing.windows[0].ids])
+        if k < 1:
+            raise ConfigError(f"expected k >= 1, got {k}")
+        known = self._known
+        conversation = read_conversation(messages)
+        readings, _ = read(conversation, self._encoder, self.config.max_windows)
+        output = self._encoder.encode([window.ids for window in readings[0].packing.windows])
+        judgement = judge(output, known.index, self.calibration, max(k, self.config.top_k))
+        return _matches(judgement.rules[:k], known, conversation, readings[0])
 
     def _judge(self, conversation: Conversation) -> Verdict:
         known = self._known
@@ -317,21 +324,12 @@ class Guardrail:
             decided, key=lambda item: (item[2].action.rank, item[2].probability)
         )
 
-        def match(score: RuleScore) -> RuleMatch:
-            return RuleMatch(
-                rule=known.rules[score.position],
-                similarity=score.similarity,
-                probability=score.probability,
-                turn=conversation.positions[-1],
-                span=reading.span(score.window),
-            )
-
         return Verdict(
             action=decision.action,
             probability=decision.probability,
             level=decision.level,
-            rules=tuple(match(score) for score in decision.broken),
-            touched=tuple(match(score) for score in decision.touched),
+            rules=_matches(decision.broken, known, conversation, reading),
+            touched=_matches(decision.touched, known, conversation, reading),
             coverage=coverage,
             status="ok" if coverage.judged_turn_read else "degraded",
             reason="" if coverage.judged_turn_read else UNREAD_PART,
@@ -389,17 +387,29 @@ class Guardrail:
 
     def _check_canary(self, canary: Canary, where: str) -> None:
         unsafe, safe = (
-            self._judge(read_conversation(canary.unsafe)),
-            self._judge(read_conversation(canary.safe)),
+            self._judge(read_conversation(turns)).probability for turns in (canary.unsafe, canary.safe)
         )
-        if (
-            not unsafe.probability > safe.probability
-            or unsafe.probability < self.calibration.thresholds.caution
-        ):
+        # Against the calibrated threshold: a caller's own may be anything.
+        if not unsafe >= self.calibration.thresholds.caution > safe:
             raise ArtifactError(
                 f"expected the model in {where} to flag its canary and not its twin, got P(unsafe) "
-                f"{unsafe.probability:.2f} and {safe.probability:.2f}; the model does not work, fetch it again"
+                f"{unsafe:.2f} and {safe:.2f}; the model does not work, fetch it again"
             )
+
+
+def _matches(
+    scores: Iterable[RuleScore], known: _Known, conversation: Conversation, reading: Reading
+) -> tuple[RuleMatch, ...]:
+    return tuple(
+        RuleMatch(
+            rule=known.rules[score.position],
+            similarity=score.similarity,
+            probability=score.probability,
+            turn=conversation.positions[-1],
+            span=reading.span(score.window),
+        )
+        for score in scores
+    )
 
 
 def _thresholds(calibrated: Thresholds, config: GuardConfig) -> Thresholds:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -66,7 +67,11 @@ class WordEncoder:
 
 
 class BrokenEncoder(WordEncoder):
-    """Fails the way it is told to: "raises", "nan" or "shape"; works for rules made before `broken`."""
+    """Fails the way it is told to; works for rules made before `broken`.
+
+    "raises", "nan", "shape" (embeddings too narrow), "nan-logits" (only the levels are NaN),
+    "two-logits" (a level is missing), "no-rows" (nothing comes back).
+    """
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -81,6 +86,12 @@ class BrokenEncoder(WordEncoder):
             raise RuntimeError("secret user text")
         if self.how == "nan":
             return EncoderOutput(output.embeddings * np.nan, output.violations, output.level_logits)
+        if self.how == "nan-logits":
+            return EncoderOutput(output.embeddings, output.violations, output.level_logits * np.nan)
+        if self.how == "two-logits":
+            return EncoderOutput(output.embeddings, output.violations, output.level_logits[:, :2])
+        if self.how == "no-rows":
+            return EncoderOutput(output.embeddings[:0], output.violations[:0], output.level_logits[:0])
         return EncoderOutput(output.embeddings[:, :3], output.violations, output.level_logits)
 
 
@@ -135,3 +146,48 @@ class ScriptedLLM:
 
     async def acall(self, messages: object) -> object:
         return self(messages)
+
+
+def tiny_model_folder(folder: Path) -> Path:
+    """Write `model.onnx` and `tokenizer.json` of a tiny random encoder (d = 4); needs onnx."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "user", "assistant", "beer", "drive"]
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    vocabulary = {word: n for n, word in enumerate([*words, *letters, *(f"##{c}" for c in letters)])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(words[:5])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(len(vocabulary), 4)).astype(np.float32)
+    head = rng.normal(size=(4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+            helper.make_node("ReduceMean", ["tokens", "axis"], ["violation"], keepdims=0),
+            helper.make_node("LpNormalization", ["violation"], ["embedding"], axis=-1, p=2),
+            helper.make_node("MatMul", ["violation", "head"], ["level_logits"]),
+        ],
+        "tiny",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
+            for name, size in (("embedding", 4), ("violation", 4), ("level_logits", 3))
+        ],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(head, "head"),
+            numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
+    return folder

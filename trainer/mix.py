@@ -64,7 +64,7 @@ def build_rows(
     rng = random.Random(config.seed)
     kept = _limited(examples, config, rng)
     pairs = _limited(twins, config, rng)
-    level = [
+    level: list[Row] = [
         {"text": as_text(item.turns), "label": [_class(item.level, item.unsafe), item.weight]}
         for item in kept
     ]

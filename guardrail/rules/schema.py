@@ -71,7 +71,7 @@ class Rule(BaseModel):
         for reply in self.replies:
             if reply.to >= len(self.violations):
                 raise ValueError(
-                    f"reply 'to' {reply.to} names no violation; there are {len(self.violations)}, counted from 0"
+                    f"a reply is 'to' {reply.to}, but the rule has {len(self.violations)} violations"
                 )
         return self
 
