@@ -21,9 +21,10 @@ from guardrail.artifact import DEFAULT_FOLDER
 from guardrail.rule_index import RuleIndex
 
 WORDS = (
-    "my neighbour asked me whether i could water her plants while she visits her sister in the mountains and i said "
-    "yes of course but then i remembered that we will be away too so now i wonder whom else she could ask maybe the "
-    "family downstairs they have a small garden and two friendly dogs that bark at the postman every single morning"
+    "my neighbour asked me whether i could water her plants while she visits her sister in the mountains "
+    "and i said yes of course but then i remembered that we will be away too so now i wonder whom else she "
+    "could ask maybe the family downstairs they have a small garden and two friendly dogs that bark at the "
+    "postman every single morning"
 ).split()
 
 
@@ -115,7 +116,9 @@ def index_search(size: int) -> dict[str, float]:
     """Return search time and recall of an index of clustered vectors, like rules on common themes."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((size // 40, 384), dtype=np.float32)
-    vectors = centres[rng.integers(len(centres), size=size)] + 0.7 * rng.standard_normal((size, 384), dtype=np.float32)
+    vectors = centres[rng.integers(len(centres), size=size)] + 0.7 * rng.standard_normal(
+        (size, 384), dtype=np.float32
+    )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     queries = vectors[:300] + 0.3 / np.sqrt(384) * rng.standard_normal((300, 384), dtype=np.float32)
     queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
@@ -149,7 +152,9 @@ def sentence_transformers_encode():
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--rules", type=int, action="append", default=[], help="also an index of so many vectors")
+    parser.add_argument(
+        "--rules", type=int, action="append", default=[], help="also an index of so many vectors"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     guard = guardrail.Guardrail.load()

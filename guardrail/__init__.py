@@ -94,4 +94,4 @@ if not TYPE_CHECKING:  # under mypy this would hide misspelt names
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return list(__all__)

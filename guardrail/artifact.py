@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ DEFAULT_FOLDER = Path(__file__).parent / "models" / "default"
 REQUIRED = ("model.onnx", "tokenizer.json", "calibration.json", "rules.faiss")
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_MANIFEST_BYTES = 1024**2
-HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_PREFIX = "hf:"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -50,8 +49,8 @@ class Canary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    unsafe: tuple[str, ...]
-    safe: tuple[str, ...]
+    unsafe: Annotated[tuple[str, ...], Field(min_length=1)]
+    safe: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Manifest(BaseModel):
@@ -121,7 +120,7 @@ def load_artifact(folder: Path, *, threads: int = 1) -> Artifact:
             f"expected a rule index made by the encoder in {folder}, it was made by another one; "
             f"build the index again with this encoder"
         )
-    calibration = Calibration.parse((folder / "calibration.json").read_text("utf-8"), str(folder))
+    calibration = Calibration.parse((folder / "calibration.json").read_bytes(), str(folder))
     rules = read_rules(folder / "rules.jsonl") if "rules.jsonl" in manifest.files else load_bank()
     if rules_digest(rules) != manifest.rules:
         raise ArtifactError(
@@ -212,18 +211,19 @@ def write_parts(folder: Path, index: RuleIndex, rules: Sequence[Rule], calibrati
 def find_folder(name: str | Path | None) -> Path:
     """Return the folder of a model: None is the one that ships; else a folder, or a hub id.
 
+    Only a name that begins with "hf:" goes to the hub: a mistyped folder must not reach the network.
+
     Raises:
-        ArtifactError: neither a folder nor a hub id, or the hub does not have it.
+        ArtifactError: the hub does not have it.
         MissingDependencyError: a hub id without huggingface_hub installed.
     """
     if name is None:
         return DEFAULT_FOLDER
-    path = Path(name)
-    if path.exists() or not HUB_NAME.match(str(name)):
-        return path
+    if not str(name).startswith(HUB_PREFIX):
+        return Path(name)
     from .hub import download  # here: only this needs the hub's client
 
-    return download(str(name))
+    return download(str(name).removeprefix(HUB_PREFIX))
 
 
 def _verify(path: Path, entry: FileEntry) -> None:

@@ -20,7 +20,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Platt(BaseModel):
     """P = sigmoid(slope * log-odds + intercept); a negative slope would turn the order round."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     slope: Annotated[float, Field(gt=0)] = 1.0
     intercept: float = 0.0
@@ -33,7 +33,7 @@ class Platt(BaseModel):
 class RuleCalibration(BaseModel):
     """P(the turn breaks this rule) from the violation product, the level and the cosine."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     product: float = 1.0
     level: float = 1.0
@@ -68,7 +68,7 @@ class Thresholds(BaseModel):
         touch: lowest cosine at which a rule counts as touched.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     caution: Probability = 0.5
     intervention: Probability = 0.5
@@ -79,7 +79,7 @@ class Thresholds(BaseModel):
 class Calibration(BaseModel):
     """Everything that turns an encoder's raw output into a decision."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     unsafe: Platt = Platt()
     intervention: Platt = Platt()
@@ -87,7 +87,7 @@ class Calibration(BaseModel):
     thresholds: Thresholds = Thresholds()
 
     @classmethod
-    def parse(cls, text: str, where: str) -> Calibration:
+    def parse(cls, text: str | bytes, where: str) -> Calibration:
         """Read the JSON of a calibration file.
 
         Raises:

@@ -33,7 +33,7 @@ class GuardConfig(BaseModel):
         deadline_ms: time for one guarded reply, milliseconds; None for no limit.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     caution_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     intervention_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None

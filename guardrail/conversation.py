@@ -105,37 +105,20 @@ def read_conversation(messages: Messages) -> Conversation:
     return Conversation(tuple(turns), tuple(positions), tuple(skipped))
 
 
-def to_message_dicts(messages: Messages) -> list[dict[str, Any]]:
-    """Return messages as role/content dicts, system messages included, for an LLM callable.
-
-    Dicts are passed through as they are (tool calls, images and names survive); strings and
-    message objects are converted.
-
-    Raises:
-        InputError: as `read_conversation`.
-    """
-    dicts: list[dict[str, Any]] = []
-    for position, item in enumerate(_as_items(messages)):
-        if isinstance(item, Mapping):
-            _read_item(item, position, position)
-            dicts.append(dict(item))
-        else:
-            turn, _ = _read_item(item, position, position)
-            dicts.append({"role": turn.role, "content": turn.text})
-    return dicts
-
-
-def read_reply(reply: object) -> Turn:
+def read_reply(reply: object) -> tuple[Turn, int]:
     """Read what an LLM returned (a string, a dict or a message) as an assistant turn.
+
+    Returns:
+        The turn, and how many of its parts are not text and were not read.
 
     Raises:
         InputError: the reply is of a type that cannot be read.
     """
     if isinstance(reply, str):
-        return Turn("assistant", reply)
+        return Turn("assistant", reply), 0
     if isinstance(reply, Mapping) or hasattr(reply, "content"):
-        text, _ = _item_text(reply, 0)
-        return Turn("assistant", text)
+        text, skipped = _item_text(reply, 0)
+        return Turn("assistant", text), skipped
     raise InputError(
         f"expected the LLM to return a string, a {{'content': ...}} dict or a message, got "
         f"{type(reply).__name__}; return one of these from the wrapped callable"

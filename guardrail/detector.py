@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .calibration import Calibration, intervention_log_odds, unsafe_log_odds
+from .errors import ModelError
 from .protocols import EncoderOutput
 from .rule_index import RuleIndex
 
@@ -38,8 +39,8 @@ class Judgement:
 
     Attributes:
         probability: P(unsafe), the highest over the windows.
-        intervention: P(needs intervention), of the same window.
-        window: the window that decided.
+        intervention: P(needs intervention), the highest over the windows.
+        window: the window with the highest P(unsafe).
         rules: retrieved rules, the highest probability first.
     """
 
@@ -60,7 +61,12 @@ def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top
         index: the rules.
         calibration: fitted for this encoder.
         top_k: rules that are retrieved per window.
+
+    Raises:
+        ModelError: the encoder's outputs are not finite or do not fit the index.
     """
+    if not np.isfinite(output.level_logits).all():  # a comparison with NaN is False: it would look safe
+        raise ModelError("detector", "expected finite level logits, got NaN or infinity")
     odds = unsafe_log_odds(output.level_logits)
     worst = int(np.argmax(odds))
     hits = index.search(output.embeddings, top_k)
@@ -74,9 +80,7 @@ def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top
                 best[score.position] = score
     return Judgement(
         probability=float(calibration.unsafe(odds[worst : worst + 1])[0]),
-        intervention=float(
-            calibration.intervention(intervention_log_odds(output.level_logits[worst : worst + 1]))[0]
-        ),
+        intervention=float(calibration.intervention(intervention_log_odds(output.level_logits)).max()),
         window=worst,
         rules=tuple(sorted(best.values(), key=lambda score: -score.probability)),
     )

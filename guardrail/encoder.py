@@ -49,6 +49,9 @@ class OnnxEncoder:
         self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
         self.cls_id, self.sep_id = (_special_id(self._tokenizer, token) for token in ("[CLS]", "[SEP]"))
         self._session = _load_session(folder / "model.onnx", threads)
+        size = {output.name: output.shape[-1] for output in self._session.get_outputs()}["embedding"]
+        if isinstance(size, int) and size != dimension:
+            raise ArtifactError(f"expected a model of dimension {dimension} in {folder}, got {size}")
 
     def tokenize(self, text: str) -> TokenizedText:
         """Return the tokens of a text; "[SEP]" written in the text stays ordinary text."""

@@ -160,13 +160,12 @@ class Session:
         Raises:
             InputError: the reply is of a type that cannot be read.
         """
-        turn = read_reply(reply)
+        turn, skipped = read_reply(reply)
         self._template = reply
         first = len(self._attempts) == 0
         strategy: Strategy = ("guided" if self._guidance else "pass") if first else "regenerated"
-        verdict = self._judge(turn.text)
-        # A reply that could not be read whole was not judged, so it is not shown.
-        unfit = verdict.flagged or (verdict.status != "ok" and self._guard.config.on_error != "allow")
+        verdict = self._judge(turn.text, skipped)
+        unfit = self._unfit(verdict)
         self._note(strategy, unfit, verdict)
         if not unfit and turn.text.strip():
             self.result = self._reply(turn.text, reply, verdict, strategy)
@@ -183,13 +182,11 @@ class Session:
             BaseException: the error itself if it was the first call and not the deadline: then the
                 app sees what it would see without the guard.
         """
-        if not self._attempts and not isinstance(error, TimeoutError):
+        if not self._attempts and not isinstance(error, _DeadlineError):
             raise error
-        self._attempts.append(
-            Attempt(
-                "regenerated" if self._attempts else "pass", True, 1.0, (), self._lap(), type(error).__name__
-            )
-        )
+        strategy: Strategy = "regenerated" if self._attempts else "pass"
+        name = "TimeoutError" if isinstance(error, TimeoutError) else type(error).__name__
+        self._attempts.append(Attempt(strategy, True, 1.0, (), self._lap(), name))
         self._compose(self._verdict_in)
 
     def _intervene(self, verdict: Verdict) -> None:
@@ -198,8 +195,8 @@ class Session:
             return
         text = self._on_intervention(self._messages, verdict)
         out = self._judge(text)
-        self._note("hook", out.flagged, out)
-        if out.flagged:
+        self._note("hook", self._unfit(out), out)
+        if self._unfit(out):
             self._compose(verdict)
         else:
             self.result = self._reply(text, _in_form(self._template, text), out, "hook")
@@ -228,7 +225,7 @@ class Session:
                 self._finish_unavailable(out)
                 return
             # The neutral sentence is the library's own and says nothing: it may always be shown.
-            fit = not out.flagged or text == NEUTRAL
+            fit = not self._unfit(out) or text == NEUTRAL
             self._note("composed", not fit, out)
             if fit:
                 self.result = self._reply(text, _in_form(self._template, text), out, "composed")
@@ -239,9 +236,17 @@ class Session:
         self._note("unavailable", False, verdict)
         self.result = self._reply(UNAVAILABLE, _in_form(self._template, UNAVAILABLE), verdict, "unavailable")
 
-    def _judge(self, text: str) -> Verdict:
-        dicts = [{"role": turn.role, "content": turn.text} for turn in self._conversation.turns]
-        return self._guard.check([*dicts, {"role": "assistant", "content": text}])
+    def _judge(self, text: str, skipped: int = 0) -> Verdict:
+        """Judge a candidate after the conversation; `skipped` parts of it could not be read."""
+        turns: list[dict[str, Any]] = [
+            {"role": turn.role, "content": turn.text} for turn in self._conversation.turns
+        ]
+        unread = [{"type": "unread"}] * skipped
+        return self._guard.check([*turns, {"role": "assistant", "content": [text, *unread]}])
+
+    def _unfit(self, verdict: Verdict) -> bool:
+        """Return True if a candidate must not be shown: flagged, or not read whole and so not judged."""
+        return verdict.flagged or (verdict.status != "ok" and self._guard.config.on_error != "allow")
 
     def _note(self, strategy: Strategy, flagged: bool, verdict: Verdict) -> None:
         rules = tuple(match.rule.id for match in verdict.rules)
@@ -317,9 +322,7 @@ async def agenerate(
     await asyncio.to_thread(session.start)
     while session.result is None:
         try:
-            reply = await asyncio.wait_for(
-                _acall(llm, session.request, *args, **kwargs), session.seconds_left
-            )
+            reply = await _acall_within(session.seconds_left, llm, session.request, *args, **kwargs)
         except Exception as error:
             await asyncio.to_thread(session.fail, error)
             continue
@@ -390,9 +393,9 @@ def _unique_rules(matches: Sequence[RuleMatch]) -> list[Rule]:
 
 
 def _is_system(item: object) -> bool:
-    role = (
-        item.get("role") if isinstance(item, Mapping) else getattr(item, "type", getattr(item, "role", None))
-    )
+    if isinstance(item, tuple):
+        return item[0] in ("system", "developer")
+    role = item.get("role") if isinstance(item, Mapping) else getattr(item, "type", None)
     return role in ("system", "developer")
 
 
@@ -416,6 +419,9 @@ def _message_update(message: Any, text: str) -> dict[str, Any]:
     for name in ("tool_calls", "invalid_tool_calls", "tool_call_chunks"):
         if hasattr(message, name):
             update[name] = []
+    for name in ("function_call", "refusal", "reasoning", "reasoning_content"):
+        if getattr(message, name, None) is not None:
+            update[name] = None
     if hasattr(message, "additional_kwargs"):
         update["additional_kwargs"] = {}
     metadata = getattr(message, "response_metadata", None)
@@ -435,6 +441,21 @@ def _like(wrapper: Callable[..., Any], llm: Callable[..., Any]) -> Callable[...,
     wrapper.__doc__ = getattr(llm, "__doc__", None)
     wrapper.__wrapped__ = llm  # type: ignore[attr-defined]  # as functools.wraps does
     return wrapper
+
+
+class _DeadlineError(TimeoutError):
+    """The deadline of a guarded reply has passed; an LLM's own TimeoutError is something else."""
+
+
+async def _acall_within(seconds: float | None, llm: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            return await _acall(llm, *args, **kwargs)
+    except TimeoutError:
+        if scope.expired():
+            raise _DeadlineError from None
+        raise
 
 
 async def _acall(llm: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -463,7 +484,7 @@ def _call_within(seconds: float | None, llm: Callable[..., Any], *args: Any, **k
     if failed:
         raise failed[0]
     if not box:
-        raise TimeoutError("the LLM did not answer before the deadline")
+        raise _DeadlineError
     return box[0]
 
 

@@ -7,6 +7,7 @@ of each other.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,7 @@ class Guardrail:
             )
         self._known = _Known(tuple(rules), index)
         self._folder: Path | None = None
+        self._fingerprint = ""
         self._canary: Canary | None = None
 
     @classmethod
@@ -93,7 +95,7 @@ class Guardrail:
         """Load a guard from a model folder and check that it works.
 
         Args:
-            name: folder or hub id; None for the model that ships, which needs no network.
+            name: folder, or "hf:" and a hub id; None for the model that ships, which needs no network.
             settings: fields of `GuardConfig`, e.g. `caution_threshold=0.8`.
 
         Raises:
@@ -111,6 +113,7 @@ class Guardrail:
             config=config,
         )
         guard._folder = folder
+        guard._fingerprint = artifact.manifest.encoder
         guard._canary = artifact.manifest.canary
         guard._check_canary(artifact.manifest.canary, str(folder))
         return guard
@@ -222,10 +225,9 @@ class Guardrail:
         """Write the guard, with all rules that were added, as a model folder.
 
         Raises:
-            ArtifactError: the guard was not loaded from a folder, or the target is not empty.
+            ArtifactError: the guard was not loaded from a folder, that folder's model was replaced
+                since, or the target is not empty.
         """
-        import shutil
-
         target = Path(folder)
         if self._folder is None or self._canary is None:
             raise ArtifactError(
@@ -238,7 +240,7 @@ class Guardrail:
             shutil.copyfile(self._folder / name, target / name)
         known = self._known
         write_parts(target, known.index, known.rules, self.calibration)
-        write_manifest(
+        manifest = write_manifest(
             target,
             known.rules,
             name=target.name,
@@ -246,6 +248,11 @@ class Guardrail:
             max_tokens=self._encoder.max_tokens,
             canary=self._canary,
         )
+        if manifest.encoder != self._fingerprint:
+            shutil.rmtree(target)
+            raise ArtifactError(
+                f"expected the model in {self._folder} as it was loaded, model.onnx was altered"
+            )
         return target
 
     def search_rules(self, query: str, k: int = 5) -> list[tuple[Rule, float]]:
@@ -256,11 +263,11 @@ class Guardrail:
             ConfigError: k is below 1.
             ModelError: a stage failed.
         """
-        readings, _ = read(read_conversation(query), self._encoder, 1)
+        readings, _ = _stage("normalize", read, read_conversation(query), self._encoder, 1)
         if not readings[0].normalized.text.strip():
             raise InputError("expected a query, got blank text")
         known = self._known
-        output = self._encoder.encode([readings[0].packing.windows[0].ids])
+        output = _stage("encoder", self._encoder.encode, [readings[0].packing.windows[0].ids])
         (hits,) = known.index.search(output.embeddings, k)
         return [(known.rules[position], cosine) for position, cosine in hits]
 
@@ -308,9 +315,12 @@ class Guardrail:
             raise ConfigError(f"expected k >= 1, got {k}")
         known = self._known
         conversation = read_conversation(messages)
-        readings, _ = read(conversation, self._encoder, self.config.max_windows)
-        output = self._encoder.encode([window.ids for window in readings[0].packing.windows])
-        judgement = judge(output, known.index, self.calibration, max(k, self.config.top_k))
+        readings, _ = _stage("normalize", read, conversation, self._encoder, self.config.max_windows)
+        windows = [window.ids for window in readings[0].packing.windows]
+        output = _stage("encoder", self._encoder.encode, windows)
+        judgement = _stage(
+            "detector", judge, output, known.index, self.calibration, max(k, self.config.top_k)
+        )
         return _matches(judgement.rules[:k], known, conversation, readings[0])
 
     def _judge(self, conversation: Conversation) -> Verdict:

@@ -5,6 +5,7 @@ Joins conversation reading, normalisation, the encoder's tokenizer and packing; 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from .conversation import Conversation, turn_text
@@ -63,7 +64,7 @@ def read(
     budget = max_windows * encoder.max_tokens
     judged = conversation.judged
     limit = budget * CHARS_PER_TOKEN
-    context, context_characters = _context(conversation, encoder, budget)
+    context, context_characters, blank_turns = _context(conversation, encoder, budget)
     readings = []
     for view in views(judged.text[:limit])[:MAX_VIEWS]:
         line = turn_text(Turn(judged.role, view.text))
@@ -80,10 +81,10 @@ def read(
     unread = len(judged.text) - min(len(judged.text), limit)
     first = readings[0].packing
     given = len(readings[0].tokens.ids) if readings[0].normalized.text.strip() else 0
-    given += sum(map(len, context)) + (unread + context_characters) // MEAN_CHARS_PER_TOKEN
+    given += sum(map(len, context)) + math.ceil((unread + context_characters) / MEAN_CHARS_PER_TOKEN)
     return tuple(readings), Coverage(
         turns_given=len(conversation.turns),
-        turns_read=min(first.turns_read + _blank_turns(conversation), len(conversation.turns)),
+        turns_read=first.turns_read + blank_turns,
         tokens_given=given,
         tokens_read=first.tokens_read,
         judged_turn_read=first.judged_read and unread == 0 and conversation.parts_skipped[-1] == 0,
@@ -91,13 +92,14 @@ def read(
     )
 
 
-def _context(conversation: Conversation, encoder: Encoder, budget: int) -> tuple[list[list[int]], int]:
-    """Return token ids of earlier turns, newest first, and the characters that were left out."""
+def _context(conversation: Conversation, encoder: Encoder, budget: int) -> tuple[list[list[int]], int, int]:
+    """Return ids of earlier turns, newest first, the characters left out, and how many turns were blank."""
     context: list[list[int]] = []
-    left_out = 0
+    left_out = blank = 0
     for turn in reversed(conversation.turns[:-1]):
         if budget <= 0:
             left_out += len(turn.text)
+            blank += not turn.text.strip()
             continue
         head = turn.text[: budget * CHARS_PER_TOKEN]
         left_out += len(turn.text) - len(head)
@@ -106,8 +108,6 @@ def _context(conversation: Conversation, encoder: Encoder, budget: int) -> tuple
             ids = encoder.tokenize(turn_text(Turn(turn.role, text))).ids
             context.append(ids)
             budget -= len(ids) + 1
-    return context, left_out
-
-
-def _blank_turns(conversation: Conversation) -> int:
-    return sum(not turn.text.strip() for turn in conversation.turns[:-1])
+        else:
+            blank += len(head) == len(turn.text)
+    return context, left_out, blank

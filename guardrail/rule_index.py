@@ -115,6 +115,10 @@ class RuleIndex:
             index = faiss.read_index(os.fspath(path))
         except RuntimeError as error:
             raise ArtifactError(f"expected a FAISS index at {path}, FAISS cannot read it") from error
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ArtifactError(
+                f"expected an index for cosines at {path}, got one for distances; build it again"
+            )
         if index.d != dimension:
             raise ArtifactError(
                 f"expected an index of dimension {dimension} at {path}, got {index.d}; "

@@ -317,7 +317,7 @@ def _other_places(message: AIMessage) -> Iterator[object]:
     known = {call["id"] for call in message.tool_calls if call["id"]}
     for part in message.content:
         if isinstance(part, dict) and not known & {part.get("id"), part.get("call_id")}:
-            if not read_reply({"content": [part]}).text:
+            if not read_reply({"content": [part]})[0].text:
                 yield part
     yield message.invalid_tool_calls
     # LangChain fills `tool_calls` from here; both hold the same calls then.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail import InputError, Turn
-from guardrail.conversation import ROLES, read_conversation, read_reply, to_message_dicts, turn_text
+from guardrail.conversation import ROLES, read_conversation, read_reply, turn_text
 
 CALL = {"id": "1", "type": "function", "function": {"name": "send", "arguments": '{"to": "Ann"}'}}
 IMAGE = {"type": "image_url", "image_url": {"url": "https://x.example/y.png"}}
@@ -118,13 +118,6 @@ def test_strings_take_turns_whatever_system_messages_stand_between():
     messages = [{"role": "system", "content": "be kind"}, "a", ("system", "x"), "b", "c"]
 
     assert pairs(messages) == [("user", "a"), ("assistant", "b"), ("user", "c")]
-    assert [item["role"] for item in to_message_dicts(messages)] == [
-        "system",
-        "user",
-        "system",
-        "assistant",
-        "user",
-    ]
 
 
 def test_parts_that_are_no_text_are_skipped_and_counted():
@@ -290,28 +283,7 @@ def test_all_forms_of_one_conversation_are_read_alike(turns):
     assert pairs(turns) == pairs(dicts) == pairs(parts) == turns
 
 
-# ---------------------------------------------------------------- for the LLM, and from it
-
-
-def test_dicts_reach_the_llm_as_they_are():
-    message = {"role": "user", "name": "ann", "content": [IMAGE], "tool_calls": [CALL]}
-    (dicts,) = to_message_dicts([message])
-
-    assert dicts == message
-    assert dicts is not message
-
-
-def test_messages_reach_the_llm_as_dicts():
-    m = pytest.importorskip("langchain_core.messages")
-
-    assert to_message_dicts("hello") == [{"role": "user", "content": "hello"}]
-    assert to_message_dicts([m.SystemMessage("a"), m.HumanMessage("b"), ("ai", "c")]) == [
-        {"role": "system", "content": "a"},
-        {"role": "user", "content": "b"},
-        {"role": "assistant", "content": "c"},
-    ]
-    with pytest.raises(InputError, match="message 0: expected a role"):
-        to_message_dicts([{"content": "a"}])
+# ---------------------------------------------------------------- what an LLM returned
 
 
 @pytest.mark.parametrize(
@@ -325,7 +297,7 @@ def test_messages_reach_the_llm_as_dicts():
     ],
 )
 def test_a_reply_is_read_as_an_assistant_turn(reply, text):
-    assert read_reply(reply) == Turn("assistant", text)
+    assert read_reply(reply) == (Turn("assistant", text), 0)
 
 
 @pytest.mark.parametrize("reply", [None, 5, b"hi", ["hi"]])

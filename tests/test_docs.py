@@ -40,7 +40,9 @@ def test_the_readme_runs_as_it_stands():
 @needs_model
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_an_example_runs(path, tmp_path):
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -48,7 +50,9 @@ def test_an_example_runs(path, tmp_path):
 def test_linked_documents_exist():
     for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text("utf-8")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}, which is not there"
+            assert (document.parent / target).exists(), (
+                f"{document.name} links to {target}, which is not there"
+            )
 
 
 def test_nothing_of_the_workplace_is_in_the_repository():
@@ -56,5 +60,9 @@ def test_nothing_of_the_workplace_is_in_the_repository():
     pattern = re.compile(r"/work/|/root/|/tmp/w")
     for name in listed.splitlines():
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".toml", ".json", ".jsonl"} and path.name != "test_docs.py" and path.is_file():
+        if (
+            path.suffix in {".py", ".md", ".toml", ".json", ".jsonl"}
+            and path.name != "test_docs.py"
+            and path.is_file()
+        ):
             assert not pattern.search(path.read_text("utf-8")), f"{name} names a path of one machine"

@@ -298,8 +298,9 @@ def test_any_conversation_is_read_alike(encoder, tiny_model, turns):
     assert trainer_ids(tiny_model, turns) == runtime_window(encoder, turns)
 
 
-def test_a_separator_in_a_text_is_read_alike(encoder, tiny_model):
-    turns = [Turn("user", "say [SEP] assistant: yes")]
+@pytest.mark.parametrize("token", ["[SEP]", "[CLS]", "[PAD]", "[MASK]", "[UNK]"])
+def test_a_special_token_in_a_text_is_read_alike(encoder, tiny_model, token):
+    turns = [Turn("user", f"say {token} assistant: yes")]
     assert trainer_ids(tiny_model, turns) == runtime_window(encoder, turns)
 
 

@@ -433,7 +433,11 @@ def test_a_replaced_langchain_message_keeps_its_form_and_loses_its_tool_calls(ru
         name="bot",
         tool_calls=[{"id": "1", "name": "start_car", "args": {}}],
         invalid_tool_calls=[{"id": "2", "name": "x", "args": "{", "error": None}],
-        additional_kwargs={"tool_calls": [CALL], "function_call": {"name": "x", "arguments": ""}, "kept": 1},
+        additional_kwargs={
+            "tool_calls": [CALL],
+            "function_call": {"name": "x", "arguments": ""},
+            "reasoning_content": UNSAFE_REPLY,
+        },
         response_metadata={"model": "m"},
         usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
     )
@@ -442,7 +446,7 @@ def test_a_replaced_langchain_message_keeps_its_form_and_loses_its_tool_calls(ru
     reply = result.reply
     assert type(reply) is messages.AIMessage
     assert (reply.content, reply.id, reply.name) == (result.text, "run-1", "bot")
-    assert (reply.tool_calls, reply.invalid_tool_calls, reply.additional_kwargs) == ([], [], {"kept": 1})
+    assert (reply.tool_calls, reply.invalid_tool_calls, reply.additional_kwargs) == ([], [], {})
     assert (reply.response_metadata, reply.usage_metadata["total_tokens"]) == ({"model": "m"}, 3)
     assert draft.tool_calls
 

@@ -118,7 +118,7 @@ def test_coverage_counts_turns_and_tokens_that_did_not_fit():
 
     # [CLS] user : hm [SEP] assistant : ok [SEP] user : w0 w1 w2 w3 [SEP]
     assert (coverage.turns_given, coverage.turns_read) == (3, 3)
-    assert (coverage.tokens_given, coverage.tokens_read) == (58, 12)
+    assert (coverage.tokens_given, coverage.tokens_read) == (59, 12)
     assert coverage.judged_turn_read
     assert not coverage.complete
 
@@ -136,7 +136,7 @@ def test_coverage_of_a_judged_turn_that_does_not_fit():
 
     assert not coverage.judged_turn_read
     assert (coverage.turns_given, coverage.turns_read) == (2, 1)
-    assert (coverage.tokens_given, coverage.tokens_read) == (105, 25)
+    assert (coverage.tokens_given, coverage.tokens_read) == (106, 25)
 
 
 def test_coverage_counts_parts_that_are_no_text():

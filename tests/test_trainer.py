@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ WRONG = {
     "temperature 0": ({"temperature": 0}, "temperature"),
     "negative weight": ({"twin_weight": -0.1}, "twin_weight"),
     "window too long": ({"max_tokens": 513}, "max_tokens"),
-    "no repeats": ({"own_repeats": 0}, "own_repeats"),
+    "no repeats": ({"source_repeats": {"bad": 0}}, "source_repeats.bad"),
     "text for a number": ({"seed": "many"}, "seed"),
     "limit that is no number": ({"source_limits": {"bad": "all"}}, "source_limits.bad"),
     "negative limit": ({"source_limits": {"bad": -1}}, "source_limits.bad"),
@@ -177,10 +178,11 @@ def test_the_seed_chooses():
     assert len(set(texts(1))) == 5
 
 
-def test_our_own_twins_are_repeated():
-    twins = [twin(0, "bank", "Be kind."), twin(1, "pairs", "Be fair."), twin(2, "other", "Be brave.")]
-    rows = build_rows([], twins, [], EncoderConfig(own_repeats=3))
-    assert Counter(row["rule"] for row in rows.rules) == {"Be kind.": 3, "Be fair.": 3, "Be brave.": 1}
+def test_the_conversations_of_a_source_are_repeated():
+    config = EncoderConfig(source_repeats={"bad": 3})
+    examples = [example(0), replace(example(1), source="bad")]
+    rows = build_rows(examples, [], [], config)
+    assert sorted(Counter(row["text"] for row in rows.level).values()) == [1, 3]
 
 
 def test_repr_of_rows_shows_no_text():
@@ -269,7 +271,7 @@ def test_another_order_every_epoch_the_same_with_the_same_seed():
     assert first != second
     assert {tuple(sorted(batch)) for batch in first} != {tuple(sorted(batch)) for batch in second}
     assert epochs(5) == [first, second]
-    assert epochs(6)[0] not in (first, second)
+    assert epochs(6)[0] != first
 
 
 def test_batches_are_of_about_equal_length():
@@ -431,7 +433,9 @@ def test_run_folder_holds_everything(finished, tiny_base):
     assert {"python", "torch", "git"} <= set(json.loads((run / "environment.json").read_text()))
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "model" / "modules.json").is_file()
-    assert not list(run.rglob("*.bin"))  # no pickle among the weights
+    suffixes = {path.suffix for path in (run / "model").rglob("*") if path.is_file()}
+    assert ".safetensors" in suffixes
+    assert suffixes <= {".json", ".safetensors", ".txt"}  # no pickle
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-264"]
 
 
@@ -513,7 +517,8 @@ def test_the_same_seed_gives_the_same_weights(tiny_base, tmp_path):
 def test_mixed_precision_stays_finite(tiny_base, tmp_path):
     model = train(fresh(tiny_base), own_rows(), recipe(tiny_base, max_steps=2, bf16=True), tmp_path / "run")
     assert all(value.isfinite().all() for value in model.state_dict().values())
-    assert all(math.isfinite(row["train_loss"]) for row in history(tmp_path / "run") if "train_loss" in row)
+    (loss,) = [row["train_loss"] for row in history(tmp_path / "run") if "train_loss" in row]
+    assert math.isfinite(loss)
 
 
 @pytest.mark.parametrize("kind", ["level", "twins", "rules", "norms"])

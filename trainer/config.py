@@ -37,8 +37,9 @@ class EncoderConfig(BaseModel):
         stance_weight: alpha, of "does this turn break this rule".
         max_per_source: most examples of one source, chosen by the seed.
         source_limits: the same for single sources.
-        own_repeats: how often our own bank and pairs are seen per epoch.
+        source_repeats: how often the single conversations of a source are seen per epoch.
         max_steps: stop after so many steps; -1 for no limit.
+        save_steps: steps between two checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,9 +61,10 @@ class EncoderConfig(BaseModel):
     rule_weight: Weight = 0.3
     stance_weight: Weight = 0.5
     max_per_source: Annotated[int, Field(ge=1)] = 10_000
-    source_limits: dict[str, int] = {}
-    own_repeats: Annotated[int, Field(ge=1)] = 1
+    source_limits: dict[str, Annotated[int, Field(ge=0)]] = {}
+    source_repeats: dict[str, Annotated[int, Field(ge=1)]] = {}
     max_steps: int = -1
+    save_steps: Annotated[int, Field(ge=1)] = 250
 
     @classmethod
     def read(cls, path: Path | None = None, **options: Any) -> EncoderConfig:

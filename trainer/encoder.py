@@ -129,7 +129,7 @@ def train(
         data_seed=config.seed,
         logging_steps=50,
         save_strategy="steps",
-        save_steps=250,
+        save_steps=config.save_steps,
         save_total_limit=1,
         report_to="none",
         batch_sampler=LengthGroupedBatchSampler,
@@ -176,7 +176,7 @@ def _word_embeddings(model: SentenceTransformer) -> nn.Module:
     return embeddings
 
 
-class LengthGroupedBatchSampler(DefaultBatchSampler):
+class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # untyped library
     """Batches of about equal length, in random order: on a CPU padding costs as much as text."""
 
     CHUNK = 64  # batches that are shuffled together before they are sorted by length
@@ -204,7 +204,7 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
             yield batches[index]
 
 
-class _History(TrainerCallback):
+class _History(TrainerCallback):  # type: ignore[misc]  # untyped library
     """Writes losses and, after each epoch, the caller's figures to `history.jsonl`."""
 
     def __init__(

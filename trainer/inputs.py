@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from guardrail.conversation import turn_text
 from guardrail.normalize import normalize
 from guardrail.types import Turn
+
+# A special token that somebody wrote is ordinary text at run time; here a space makes it that.
+_SPECIAL = re.compile(r"\[(?=(?:SEP|CLS|PAD|MASK|UNK)\])")
 
 
 def as_text(turns: Sequence[Turn], separator: str = "[SEP]") -> str:
@@ -19,5 +23,10 @@ def as_text(turns: Sequence[Turn], separator: str = "[SEP]") -> str:
         turns: the conversation; the last turn is judged.
         separator: the base's own separator token.
     """
-    texts = [turn_text(Turn(turn.role, normalize(turn.text).text)) for turn in reversed(turns)]
-    return f" {separator} ".join(text for text in texts)
+    judged, *earlier = [Turn(turn.role, _harmless(normalize(turn.text).text)) for turn in reversed(turns)]
+    kept = [judged, *(turn for turn in earlier if turn.text.strip())]
+    return f" {separator} ".join(map(turn_text, kept))
+
+
+def _harmless(text: str) -> str:
+    return _SPECIAL.sub("[ ", text)

@@ -67,6 +67,7 @@ def build_rows(
     level: list[Row] = [
         {"text": as_text(item.turns), "label": [_class(item.level, item.unsafe), item.weight]}
         for item in kept
+        for _ in range(config.source_repeats.get(item.source, 1))
     ]
     plain: list[Row] = []
     ruled: list[Row] = []
@@ -75,8 +76,7 @@ def build_rows(
         if twin.rule:
             row["rule"] = twin.rule
         row["label"] = [_class(twin.level, True), 1.0]
-        repeats = config.own_repeats if twin.source in ("bank", "pairs") else 1
-        (ruled if twin.rule else plain).extend([row] * repeats)
+        (ruled if twin.rule else plain).append(row)
     limit = config.source_limits.get("social_chem_101", config.max_per_source)
     chosen = norms if len(norms) <= limit else rng.sample(list(norms), limit)
     norm_rows: list[Row] = [{"text": n.text, "rule": n.rule, "label": [0, n.weight]} for n in chosen]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
+from transformers import set_seed
 
 from guardrail.rules import Rule
 
@@ -48,6 +49,7 @@ def train_encoder(
     rows = build_rows(data.examples + data.bank, data.twins, data.norms, config)
     run.mkdir(parents=True, exist_ok=True)
     (run / "rows.json").write_text(json.dumps(rows.counts()), encoding="utf-8")
+    set_seed(config.seed)  # before the heads are drawn
     model = train(
         build_model(config.base, config.max_tokens),
         rows,

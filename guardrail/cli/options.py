@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="FOLDER", help="Model folder or hub id. Default: the one that ships."),
+    typer.Option(
+        "--model", metavar="FOLDER", help="Model folder, or hf: and a hub id. Default: the one that ships."
+    ),
 ]
 ExtraRules = Annotated[
     list[Path] | None,

@@ -84,9 +84,10 @@ def as_rule(value: str | Mapping[str, Any] | Rule) -> Rule:
         raise InputError(f"expected a rule as text, mapping or Rule, got {type(value).__name__}")
     text = value.get("rule", value.get("text"))
     fields = dict(value)
-    if isinstance(text, str):
-        fields.setdefault("id", "custom-" + hashlib.blake2b(text.strip().encode(), digest_size=5).hexdigest())
     try:
+        if isinstance(text, str):
+            digest = hashlib.blake2b(text.strip().encode(), digest_size=5).hexdigest()
+            fields.setdefault("id", f"custom-{digest}")
         return Rule.model_validate(fields)
     except ValidationError as error:
         raise InputError(f"a rule does not fit the schema: {_reason(error)}") from error
