@@ -194,18 +194,33 @@ def write_manifest(
     return manifest
 
 
-def write_parts(folder: Path, index: RuleIndex, rules: Sequence[Rule], calibration: Calibration) -> None:
-    """Write index, calibration and, unless they are the shipped bank, rules into a folder."""
+def write_parts(
+    folder: Path,
+    index: RuleIndex,
+    rules: Sequence[Rule],
+    calibration: Calibration,
+    *,
+    bundle_rules: bool = True,
+) -> None:
+    """Write index, calibration and rules into a folder.
+
+    Args:
+        folder: the model folder.
+        index: vectors of the rules.
+        rules: in the index's order.
+        calibration: fitted for the folder's model.
+        bundle_rules: False only for the folder that ships beside the bank: any other one must go on
+            working when the library's bank changes.
+    """
     index.save(folder / "rules.faiss")
     (folder / "calibration.json").write_text(
         json.dumps(as_json(calibration), indent=2) + "\n", encoding="utf-8"
     )
     own = folder / "rules.jsonl"
-    if rules_digest(rules) == rules_digest(load_bank()):
-        own.unlink(missing_ok=True)
-        return
-    lines = [rule.model_dump_json(by_alias=True) for rule in rules]
-    own.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    own.unlink(missing_ok=True)
+    if bundle_rules:
+        lines = [rule.model_dump_json(by_alias=True) for rule in rules]
+        own.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def find_folder(name: str | Path | None) -> Path:

@@ -35,9 +35,10 @@ class RuleCalibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    product: float = 1.0
-    level: float = 1.0
-    cosine: float = 0.0
+    # None may be negative: a rule nearer to what was done must not become less likely to be broken.
+    product: Annotated[float, Field(ge=0)] = 1.0
+    level: Annotated[float, Field(ge=0)] = 1.0
+    cosine: Annotated[float, Field(ge=0)] = 0.0
     intercept: float = 0.0
 
     def __call__(

@@ -20,7 +20,9 @@ class GuardConfig(BaseModel):
         intervention_threshold: lowest P(needs intervention) for that action; None: calibrated.
         rule_threshold: lowest P(rule broken) that flags by itself; None: calibrated.
         touch_threshold: lowest cosine at which a rule counts as touched; None: calibrated.
-        max_windows: most windows read of one conversation; a window is up to 256 tokens.
+        max_windows: most windows read of one conversation; a window is up to 256 tokens. A longer
+            judged turn counts as not read whole: `generate` answers that it could not check it.
+        max_context_windows: most of them that hold older turns which did not fit beside the judged one.
         max_rules: most rules named in a verdict.
         top_k: rules retrieved per window.
         threads: threads of one model run; one is best beside other work.
@@ -28,7 +30,7 @@ class GuardConfig(BaseModel):
         on_error: when the guard itself fails: "closed" (flag, status "error"), "raise", or
             "allow" (let pass, status "error").
         on_intervention: for a turn that asks for intervention: "reply" with the bank's caring
-            replies, or "guide" the LLM as for caution.
+            replies, or "guide" the LLM as for caution. `wrap` and `generate` also take a function.
         max_attempts: calls of the LLM for one reply, the first included.
         deadline_ms: time for one guarded reply, milliseconds; None for no limit.
     """
@@ -39,7 +41,8 @@ class GuardConfig(BaseModel):
     intervention_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     rule_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     touch_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    max_windows: Annotated[int, Field(ge=1, le=256)] = 8
+    max_windows: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_context_windows: Annotated[int, Field(ge=0, le=1024)] = 4
     max_rules: Annotated[int, Field(ge=1, le=50)] = 3
     top_k: Annotated[int, Field(ge=1, le=200)] = 16
     threads: Annotated[int, Field(ge=1, le=256)] = 1

@@ -40,7 +40,14 @@ ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-TEXT_PARTS = ("text", "input_text", "output_text", "reasoning", "reasoning_content", "thinking", "refusal")
+TEXT_PARTS = frozenset(
+    "text input_text output_text reasoning reasoning_content thinking redacted_thinking refusal".split()
+)
+CALL_PARTS = frozenset("tool_use tool_call function_call server_tool_call server_tool_use".split())
+ARGUMENTS = ("arguments", "args", "input")
+# Where a message may hold words beside its content, and where such a value nests them.
+BESIDE = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "refusal", "audio")
+NESTED = ("text", "transcript", "summary", "content", *BESIDE)
 EXPECTED = (
     "expected a string, a list of strings (user and assistant in turn), a list of "
     "{'role': ..., 'content': ...} dicts, or LangChain messages"
@@ -165,9 +172,18 @@ def _role(role: object, position: int) -> Role:
 
 
 def _item_text(item: object, position: int) -> tuple[str, int]:
-    text, skipped = _content_text(_field(item, "content", None), position)
-    calls = _tool_call_text(item)
-    return "\n".join(part for part in (text, calls) if part), skipped
+    """Return every word of a message, wherever it stands, and how many of its parts hold none."""
+    try:
+        text, skipped = _content_text(_field(item, "content", None), position)
+        texts = [text, *_words_beside_the_content(item), *_tool_call_texts(item)]
+    except (RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"message {position}: expected plain content parts and tool calls, got something "
+            f"nested too deeply or with keys that are not strings"
+        ) from None
+    return "\n".join(dict.fromkeys(part for part in texts if part)), skipped
 
 
 def _content_text(content: object, position: int) -> tuple[str, int]:
@@ -180,53 +196,59 @@ def _content_text(content: object, position: int) -> tuple[str, int]:
             f"message {position}: expected content to be a string, None or a list of parts, "
             f"got {type(content).__name__}"
         )
-    texts: list[str] = []
-    skipped = 0
-    for part in content:
-        text = _part_text(part)
-        if text is None:
-            skipped += 1
-        else:
-            texts.append(text)
-    return "\n".join(texts), skipped
+    texts = [_part_text(part) for part in content]
+    return "\n".join(text for text in texts if text), texts.count(None)
 
 
 def _part_text(part: object) -> str | None:
-    """Return the text of a content part; None if it is of a kind that holds no text."""
+    """Return the text of a content part, perhaps empty; None if it is of a kind that we cannot read."""
     if isinstance(part, str):
         return part
     kind = _field(part, "type", "text")
+    if kind in CALL_PARTS:
+        return _call_text(part)
     if kind not in TEXT_PARTS:
         return None
     # A part carries its text under "text", its own type's name ("refusal", "thinking"), or a summary.
     found = [text for name in ("text", kind, "summary") for text in _strings(_field(part, name, None))]
-    return "\n".join(dict.fromkeys(found)) if found else None
+    holders = (_field(part, name, None) for name in ("text", kind, "summary", "data"))
+    known = any(isinstance(holder, str | list | Mapping) for holder in holders)
+    return "\n".join(dict.fromkeys(found)) if known else None
+
+
+def _words_beside_the_content(item: object) -> list[str]:
+    """Return text that some APIs put beside the content: reasoning, refusals, a voice's transcript."""
+    extra = _field(item, "additional_kwargs", None)
+    places = [item, extra] if isinstance(extra, Mapping) else [item]
+    return [text for place in places for name in BESIDE for text in _strings(_field(place, name, None))]
 
 
 def _strings(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
-    if isinstance(value, Mapping):
-        return _strings(value.get("text"))
-    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _strings(item)]
+    if value is None or isinstance(value, int | float):
+        return []
+    return [text for name in NESTED for text in _strings(_field(value, name, None))]
 
 
-def _tool_call_text(item: object) -> str:
+def _tool_call_texts(item: object) -> list[str]:
     """Return names and arguments of tool calls, broken and old-style ones too: judged with the turn."""
     calls: list[object] = []
     for name in ("tool_calls", "invalid_tool_calls"):
         value = _field(item, name, None)
         calls += value if isinstance(value, list | tuple) else []
     old_style = _field(item, "function_call", None)
-    calls += [old_style] if old_style else []
-    lines: list[str] = []
-    for call in calls:
-        function = _field(call, "function", None) or call
-        arguments = _field(function, "arguments", None) or _field(function, "args", None) or ""
-        if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False, default=str)
-        lines.append(f"{_field(function, 'name', '') or ''} {arguments}".strip())
-    return "\n".join(lines)
+    return [_call_text(call) for call in [*calls, *([old_style] if old_style else [])]]
+
+
+def _call_text(call: object) -> str:
+    function = _field(call, "function", None) or call
+    arguments = next((found for name in ARGUMENTS if (found := _field(function, name, None))), "")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False, default=str)
+    return f"{_field(function, 'name', '') or ''} {arguments}".strip()
 
 
 def turn_text(turn: Turn) -> str:

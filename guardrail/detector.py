@@ -40,13 +40,11 @@ class Judgement:
     Attributes:
         probability: P(unsafe), the highest over the windows.
         intervention: P(needs intervention), the highest over the windows.
-        window: the window with the highest P(unsafe).
         rules: retrieved rules, the highest probability first.
     """
 
     probability: float
     intervention: float
-    window: int
     rules: tuple[RuleScore, ...]
 
 
@@ -81,7 +79,6 @@ def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top
     return Judgement(
         probability=float(calibration.unsafe(odds[worst : worst + 1])[0]),
         intervention=float(calibration.intervention(intervention_log_odds(output.level_logits)).max()),
-        window=worst,
         rules=tuple(sorted(best.values(), key=lambda score: -score.probability)),
     )
 

@@ -6,6 +6,7 @@ Knows nothing about conversations, rules or thresholds.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tokenizers import Tokenizer
 from .errors import ArtifactError, ConfigError, ModelError
 from .protocols import EncoderOutput, TokenizedText
 
+# BERT's WordPiece gives up on words of more than 100 characters.
+LONG_WORD = re.compile(r"\S{100,}")
+WORD_PIECE = 50
 OUTPUTS = ("embedding", "violation", "level_logits")
 
 
@@ -55,8 +59,13 @@ class OnnxEncoder:
 
     def tokenize(self, text: str) -> TokenizedText:
         """Return the tokens of a text; "[SEP]" written in the text stays ordinary text."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return TokenizedText(encoding.ids, encoding.offsets)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in _pieces(text):
+            encoding = self._tokenizer.encode(text[start:end], add_special_tokens=False)
+            ids += encoding.ids
+            offsets += [(start + left, start + right) for left, right in encoding.offsets]
+        return TokenizedText(ids, offsets)
 
     def encode(self, windows: Sequence[Sequence[int]]) -> EncoderOutput:
         """Run the model on windows of ids, one at a time.
@@ -94,6 +103,14 @@ class OnnxEncoder:
         except Exception as error:  # the runtime's own classes are private and have no common base
             raise ModelError("encoder", f"ONNX Runtime failed on a window of {ids.size} tokens") from error
         return embedding[0], violation[0], logits[0]
+
+
+def _pieces(text: str) -> list[tuple[int, int]]:
+    """Cut very long words: WordPiece would read one as a single unknown token, and so not at all."""
+    cuts = [0]
+    for match in LONG_WORD.finditer(text):
+        cuts += range(match.start() + WORD_PIECE, match.end(), WORD_PIECE)
+    return list(zip(cuts, [*cuts[1:], len(text)], strict=True))
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

@@ -45,6 +45,10 @@ class ModelError(GuardrailError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"{stage}: {message}")
         self.stage = stage
+        self._message = message
+
+    def __reduce__(self) -> tuple[type[ModelError], tuple[str, str]]:
+        return type(self), (self.stage, self._message)
 
 
 class MissingDependencyError(GuardrailError, ImportError):
@@ -57,6 +61,9 @@ class MissingDependencyError(GuardrailError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
+        return type(self), (self.package, self.extra)
 
 
 class MessageFlagged(GuardrailError):
@@ -73,3 +80,6 @@ class MessageFlagged(GuardrailError):
             f"rules: {rules}, status={verdict.status}"
         )
         self.verdict = verdict
+
+    def __reduce__(self) -> tuple[type[MessageFlagged], tuple[Verdict]]:
+        return type(self), (self.verdict,)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .compose import NEUTRAL, UNAVAILABLE
 from .conversation import Messages, read_conversation, read_reply
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .rules import Rule
 from .types import Action, RuleMatch, Verdict
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from .pipeline import Guardrail
 
 Strategy = Literal["pass", "guided", "regenerated", "composed", "hook", "unavailable"]
-# Gets the conversation and the verdict; returns the text to show instead of calling the LLM.
-OnIntervention = Callable[[Messages, Verdict], str]
+# "reply": the bank's caring replies; "guide": call the LLM, guided; or a function that gets the
+# conversation and the verdict and returns the text to show instead of calling the LLM.
+OnIntervention = Literal["reply", "guide"] | Callable[[Messages, Verdict], str]
 
 GUIDANCE_HEAD = (
     "Keep these rules of thumb in mind for your next reply. Apply them with tact, do not quote them, and "
@@ -116,17 +118,24 @@ class Session:
     """
 
     def __init__(
-        self, guard: Guardrail, messages: Messages, on_intervention: OnIntervention | None = None
+        self,
+        guard: Guardrail,
+        messages: Messages,
+        on_intervention: OnIntervention | None = None,
+        form: Callable[[str], Any] | None = None,
     ) -> None:
         """Prepare a session; nothing is judged yet.
 
         Raises:
             InputError: the messages cannot be read.
+            ConfigError: `on_intervention` is none of its forms.
         """
         self._guard = guard
-        self._messages = messages
-        self._on_intervention = on_intervention
-        self._conversation = read_conversation(messages)
+        # An iterator can be read once only, and is needed twice: for the guard and for the LLM.
+        self._messages = list(messages) if isinstance(messages, Iterator) else messages
+        self._on_intervention = checked_intervention(on_intervention or guard.config.on_intervention)
+        self._form = form
+        self._conversation = read_conversation(self._messages)
         self._attempts: list[Attempt] = []
         self._calls = 0
         self._template: Any = ""
@@ -134,6 +143,7 @@ class Session:
         self.request: Any = None
         self.result: GuardedReply | None = None
         self._verdict_in: Verdict
+        self._latest: Verdict  # about the conversation, then about the latest draft
         self._guidance: tuple[RuleMatch, ...] = ()
 
     @property
@@ -143,12 +153,17 @@ class Session:
         return None if limit is None else max(0.0, limit / 1000 - (time.monotonic() - self._started))
 
     def start(self) -> None:
-        """Judge the conversation; then `request` or `result` is set."""
+        """Judge the conversation; then `request` or `result` is set.
+
+        Raises:
+            InputError: the intervention hook returned something that is not text.
+        """
         verdict = self._guard.check(self._messages)
-        self._verdict_in = verdict
-        if verdict.status == "error" and verdict.flagged:
+        self._verdict_in = self._latest = verdict
+        unread = verdict.status != "ok" and not verdict.coverage.judged_turn_read
+        if unread and self._guard.config.on_error != "allow":
             self._finish_unavailable(verdict)
-        elif verdict.action is Action.INTERVENE and self._guard.config.on_intervention == "reply":
+        elif verdict.action is Action.INTERVENE and self._on_intervention != "guide":
             self._intervene(verdict)
         else:
             self._guidance = verdict.rules or verdict.touched
@@ -164,14 +179,14 @@ class Session:
         self._template = reply
         first = len(self._attempts) == 0
         strategy: Strategy = ("guided" if self._guidance else "pass") if first else "regenerated"
-        verdict = self._judge(turn.text, skipped)
-        unfit = self._unfit(verdict)
+        verdict = self._latest = self._judge(turn.text, skipped)
+        unfit = self._unfit(verdict) or not turn.text.strip()
         self._note(strategy, unfit, verdict)
-        if not unfit and turn.text.strip():
+        if not unfit:
             self.result = self._reply(turn.text, reply, verdict, strategy)
         elif self._calls < self._guard.config.max_attempts and self.seconds_left != 0.0:
-            self._guidance = verdict.rules or self._guidance or verdict.touched
-            self._ask(AGAIN)
+            self._guidance = verdict.rules or self._guidance
+            self._ask(AGAIN if verdict.flagged else GUIDANCE_HEAD)
         else:
             self._compose(verdict)
 
@@ -187,19 +202,22 @@ class Session:
         strategy: Strategy = "regenerated" if self._attempts else "pass"
         name = "TimeoutError" if isinstance(error, TimeoutError) else type(error).__name__
         self._attempts.append(Attempt(strategy, True, 1.0, (), self._lap(), name))
-        self._compose(self._verdict_in)
+        self._compose(self._latest)
 
     def _intervene(self, verdict: Verdict) -> None:
-        if self._on_intervention is None:
+        if not callable(self._on_intervention):
             self._compose(verdict)
             return
         text = self._on_intervention(self._messages, verdict)
+        if not isinstance(text, str):
+            raise InputError(f"expected on_intervention to return text, got {type(text).__name__}")
         out = self._judge(text)
-        self._note("hook", self._unfit(out), out)
-        if self._unfit(out):
+        unfit = self._unfit(out) or not text.strip()
+        self._note("hook", unfit, out)
+        if unfit:
             self._compose(verdict)
         else:
-            self.result = self._reply(text, _in_form(self._template, text), out, "hook")
+            self.result = self._reply(text, self._formed(text), out, "hook")
 
     def _ask(self, head: str) -> None:
         self._calls += 1
@@ -207,18 +225,17 @@ class Session:
         self.request = add_guidance(self._messages, guidance(rules, head)) if rules else self._messages
 
     def _compose(self, verdict: Verdict) -> None:
-        """Try the most responsible rules in turn; the last word is a neutral sentence."""
+        """Try the most responsible rules in turn; the last word is a neutral sentence.
+
+        Where nothing was flagged (the LLM was silent or too slow), nobody is reproached: then the
+        fixed sentence says that there is no answer.
+        """
         self.request = None
+        rules = _unique_rules((*verdict.rules, *self._verdict_in.rules))
+        if not (verdict.flagged or self._verdict_in.flagged):
+            self._finish_unavailable(verdict)
+            return
         texts = [turn.text for turn in self._conversation.turns]
-        rules = _unique_rules(
-            (
-                *verdict.rules,
-                *self._verdict_in.rules,
-                *self._guidance,
-                *verdict.touched,
-                *self._verdict_in.touched,
-            )
-        )
         for text in [self._guard.composer.compose(rule, texts) for rule in rules[:3]] + [NEUTRAL]:
             out = self._judge(text)
             if out.status == "error" and out.flagged:
@@ -228,13 +245,17 @@ class Session:
             fit = not self._unfit(out) or text == NEUTRAL
             self._note("composed", not fit, out)
             if fit:
-                self.result = self._reply(text, _in_form(self._template, text), out, "composed")
+                self.result = self._reply(text, self._formed(text), out, "composed")
                 return
+
+    def _formed(self, text: str) -> Any:
+        """Return text in the form that the caller asked for, else in that of the last draft."""
+        return self._form(text) if self._form is not None else _in_form(self._template, text)
 
     def _finish_unavailable(self, verdict: Verdict) -> None:
         self.request = None
         self._note("unavailable", False, verdict)
-        self.result = self._reply(UNAVAILABLE, _in_form(self._template, UNAVAILABLE), verdict, "unavailable")
+        self.result = self._reply(UNAVAILABLE, self._formed(UNAVAILABLE), verdict, "unavailable")
 
     def _judge(self, text: str, skipped: int = 0) -> Verdict:
         """Judge a candidate after the conversation; `skipped` parts of it could not be read."""
@@ -262,12 +283,25 @@ class Session:
         return GuardedReply(text, reply, self._verdict_in, verdict, tuple(self._attempts), strategy)
 
 
+def checked_intervention(value: object) -> Any:
+    """Return what to do on intervention.
+
+    Raises:
+        ConfigError: it is neither "reply", "guide" nor a sync function.
+    """
+    if value in ("reply", "guide") or (callable(value) and not _is_async(value)):
+        return value
+    got = "an async function" if callable(value) else repr(value)
+    raise ConfigError(f"expected on_intervention to be 'reply', 'guide' or a sync function, got {got}")
+
+
 def generate(
     guard: Guardrail,
     llm: Callable[..., Any],
     messages: Messages,
     *args: Any,
     on_intervention: OnIntervention | None = None,
+    form: Callable[[str], Any] | None = None,
     **kwargs: Any,
 ) -> GuardedReply:
     """Call an LLM with the guard around it.
@@ -282,7 +316,11 @@ def generate(
         llm: takes messages, returns a string, a dict with "content" or a message.
         messages: the conversation, in any form that `check` takes and that `llm` understands.
         args: handed to the LLM.
-        on_intervention: called instead of the LLM when the user's turn asks for intervention.
+        on_intervention: what happens when the user's turn asks for intervention: "reply" with the
+            bank's caring replies, "guide" the LLM, or a function that gets messages and verdict and
+            returns text, which is judged too. None takes the guard's setting.
+        form: makes what is returned out of text that is not the LLM's own; without it such text
+            has the form of the LLM's last draft, or is a plain string if there was none.
         kwargs: handed to the LLM.
 
     Returns:
@@ -292,7 +330,7 @@ def generate(
         InputError: messages or the LLM's return value cannot be read.
         Exception: whatever the LLM raises in its first call.
     """
-    session = Session(guard, messages, on_intervention)
+    session = Session(guard, messages, on_intervention, form)
     session.start()
     while session.result is None:
         try:
@@ -315,10 +353,11 @@ async def agenerate(
     messages: Messages,
     *args: Any,
     on_intervention: OnIntervention | None = None,
+    form: Callable[[str], Any] | None = None,
     **kwargs: Any,
 ) -> GuardedReply:
     """Do as `generate`, with an async or a sync LLM; judging and sync calls run in threads."""
-    session = Session(guard, messages, on_intervention)
+    session = Session(guard, messages, on_intervention, form)
     await asyncio.to_thread(session.start)
     while session.result is None:
         try:
@@ -331,31 +370,48 @@ async def agenerate(
 
 
 def wrap(
-    guard: Guardrail, llm: Callable[..., Any], *, on_intervention: OnIntervention | None = None
+    guard: Guardrail,
+    llm: Callable[..., Any],
+    *,
+    on_intervention: OnIntervention | None = None,
+    form: Callable[[str], Any] | None = None,
 ) -> Callable[..., Any]:
     """Return a callable like `llm`, sync or async as it is, that returns only judged replies.
 
-    Its first argument is the messages; the result has the form that `llm` returns. For verdicts and
-    attempts call `generate` instead.
+    Its first argument is the messages. A reply of the LLM comes back as the LLM returned it. Text
+    that replaces one has the form of the replaced draft; where the LLM was not even called (an
+    intervention, a failure of the guard) it is a plain string, unless `form` says otherwise. For
+    verdicts and attempts call `generate` instead.
+
+    Args:
+        guard: the guard.
+        llm: takes messages, returns a string, a dict with "content" or a message.
+        on_intervention: as in `generate`.
+        form: makes what is returned out of text, e.g. `lambda text: {"role": "assistant",
+            "content": text}`.
 
     Raises:
         InputError: `llm` cannot be called.
+        ConfigError: `on_intervention` is none of its forms.
     """
     if not callable(llm):
         raise InputError(
             f"expected a callable that takes messages, got {type(llm).__name__}; "
             f"for a LangChain model use guardrail.integrations.langchain, or pass model.invoke"
         )
+    options: dict[str, Any] = {
+        "on_intervention": checked_intervention(on_intervention or guard.config.on_intervention),
+        "form": form,
+    }
     if _is_async(llm):
 
         async def guarded_async(messages: Messages, *args: Any, **kwargs: Any) -> Any:
-            result = await agenerate(guard, llm, messages, *args, on_intervention=on_intervention, **kwargs)
-            return result.reply
+            return (await agenerate(guard, llm, messages, *args, **options, **kwargs)).reply
 
         return _like(guarded_async, llm)
 
     def guarded(messages: Messages, *args: Any, **kwargs: Any) -> Any:
-        return generate(guard, llm, messages, *args, on_intervention=on_intervention, **kwargs).reply
+        return generate(guard, llm, messages, *args, **options, **kwargs).reply
 
     return _like(guarded, llm)
 
@@ -385,7 +441,18 @@ def add_guidance(messages: Messages, text: str) -> Any:
     place = 0
     while place < len(items) and _is_system(items[place]):
         place += 1
-    return [*items[:place], {"role": "system", "content": text}, *items[place:]]
+    return [*items[:place], _system_message(items[-1], text), *items[place:]]
+
+
+def _system_message(neighbour: object, text: str) -> Any:
+    """Return a system message of its neighbour's kind: tuple, LangChain message or dict."""
+    if isinstance(neighbour, tuple):
+        return ("system", text)
+    # If the neighbour is a LangChain message its module is loaded already; this one never loads it.
+    langchain = sys.modules.get("langchain_core.messages")
+    if langchain is not None and isinstance(neighbour, langchain.BaseMessage):
+        return langchain.SystemMessage(text)
+    return {"role": "system", "content": text}
 
 
 def _unique_rules(matches: Sequence[RuleMatch]) -> list[Rule]:
@@ -395,39 +462,32 @@ def _unique_rules(matches: Sequence[RuleMatch]) -> list[Rule]:
 def _is_system(item: object) -> bool:
     if isinstance(item, tuple):
         return item[0] in ("system", "developer")
-    role = item.get("role") if isinstance(item, Mapping) else getattr(item, "type", None)
+    if isinstance(item, Mapping):
+        role = item.get("role")
+    else:
+        role = getattr(item, "role", None) or getattr(item, "type", None)
     return role in ("system", "developer")
 
 
+# What may be kept of a draft that is replaced. Tool calls, reasoning, refusals, transcripts and
+# token probabilities hold its words, so all other fields go.
+KEPT_FIELDS = ("role", "type", "name", "id", "usage_metadata")
+
+
 def _in_form(template: Any, text: str) -> Any:
-    """Return the text in the form of what the LLM returned: a string, a dict or a message.
-
-    Nothing else of the draft is kept: tool calls, reasoning, refusals and token probabilities hold
-    its words too.
-    """
+    """Return the text in the form of what the LLM returned: a string, a dict or a message."""
     if isinstance(template, Mapping):
-        kept = {name: template[name] for name in ("role", "name", "id") if name in template}
-        return {**kept, "content": text}
-    if hasattr(template, "model_copy"):
-        return template.model_copy(update=_message_update(template, text))
-    return text
-
-
-def _message_update(message: Any, text: str) -> dict[str, Any]:
-    """Return what to change in a message object so that no word of the draft stays in it."""
-    update: dict[str, Any] = {"content": text}
-    for name in ("tool_calls", "invalid_tool_calls", "tool_call_chunks"):
-        if hasattr(message, name):
-            update[name] = []
-    for name in ("function_call", "refusal", "reasoning", "reasoning_content"):
-        if getattr(message, name, None) is not None:
-            update[name] = None
-    if hasattr(message, "additional_kwargs"):
-        update["additional_kwargs"] = {}
-    metadata = getattr(message, "response_metadata", None)
+        return {**{name: template[name] for name in KEPT_FIELDS if name in template}, "content": text}
+    if not hasattr(type(template), "model_validate"):
+        return text
+    fields = {name: getattr(template, name) for name in KEPT_FIELDS if hasattr(template, name)}
+    metadata = getattr(template, "response_metadata", None)
     if isinstance(metadata, Mapping):
-        update["response_metadata"] = {name: value for name, value in metadata.items() if name != "logprobs"}
-    return update
+        fields["response_metadata"] = {n: value for n, value in metadata.items() if n != "logprobs"}
+    known = type(template).model_fields
+    return type(template).model_validate(
+        {**{name: value for name, value in fields.items() if name in known}, "content": text}
+    )
 
 
 def _is_async(llm: Callable[..., Any]) -> bool:

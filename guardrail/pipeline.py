@@ -24,7 +24,7 @@ from .decision import Decision, decide
 from .detector import Judgement, RuleScore, judge
 from .errors import ArtifactError, ConfigError, GuardrailError, InputError, ModelError
 from .protocols import Encoder
-from .reading import Reading, read
+from .reading import Reading, read, rule_windows
 from .rule_index import RuleIndex
 from .rules import Rule, as_rule
 from .types import Action, Coverage, Level, RuleMatch, Verdict
@@ -32,7 +32,8 @@ from .types import Action, Coverage, Level, RuleMatch, Verdict
 if TYPE_CHECKING:
     from .middleware import GuardedReply, OnIntervention
 
-UNREAD_PART = "a part of the judged turn was not read: it is longer than the window limit or not text"
+UNREAD_TEXT = "the judged turn was not read whole: it is longer than the window limit"
+UNREAD_PARTS = "parts of the judged turn that are not text were not read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +92,23 @@ class Guardrail:
         self._canary: Canary | None = None
 
     @classmethod
-    def load(cls, name: str | Path | None = None, **settings: Any) -> Guardrail:
+    def load(
+        cls, name: str | Path | None = None, *, config: GuardConfig | None = None, **settings: Any
+    ) -> Guardrail:
         """Load a guard from a model folder and check that it works.
 
         Args:
             name: folder, or "hf:" and a hub id; None for the model that ships, which needs no network.
-            settings: fields of `GuardConfig`, e.g. `caution_threshold=0.8`.
+            config: settings, as a whole.
+            settings: or single fields of `GuardConfig`, e.g. `caution_threshold=0.8`.
 
         Raises:
             ArtifactError: the folder is missing, altered or foreign, or the model does not flag its canary.
             ConfigError: a setting is out of range.
         """
-        config = GuardConfig.of(**settings)
+        if config is not None and settings:
+            raise ConfigError(f"expected config or single settings, got both: {', '.join(sorted(settings))}")
+        config = config or GuardConfig.of(**settings)
         folder = find_folder(name)
         artifact = load_artifact(folder, threads=config.threads)
         guard = cls(
@@ -280,28 +286,42 @@ class Guardrail:
             return self._composer
 
     def wrap(
-        self, llm: Callable[..., Any], *, on_intervention: OnIntervention | None = None
+        self,
+        llm: Callable[..., Any],
+        *,
+        on_intervention: OnIntervention | None = None,
+        form: Callable[[str], Any] | None = None,
     ) -> Callable[..., Any]:
         """Return the callable with the guard around it; see `guardrail.middleware.wrap`."""
         from .middleware import wrap
 
-        return wrap(self, llm, on_intervention=on_intervention)
+        return wrap(self, llm, on_intervention=on_intervention, form=form)
 
     def generate(
-        self, llm: Callable[..., Any], messages: Messages, *, on_intervention: OnIntervention | None = None
+        self,
+        llm: Callable[..., Any],
+        messages: Messages,
+        *args: Any,
+        on_intervention: OnIntervention | None = None,
+        **kwargs: Any,
     ) -> GuardedReply:
         """Call an LLM with the guard around it; see `guardrail.middleware.generate`."""
         from .middleware import generate
 
-        return generate(self, llm, messages, on_intervention=on_intervention)
+        return generate(self, llm, messages, *args, on_intervention=on_intervention, **kwargs)
 
     async def agenerate(
-        self, llm: Callable[..., Any], messages: Messages, *, on_intervention: OnIntervention | None = None
+        self,
+        llm: Callable[..., Any],
+        messages: Messages,
+        *args: Any,
+        on_intervention: OnIntervention | None = None,
+        **kwargs: Any,
     ) -> GuardedReply:
         """Do as `generate`, with an async or a sync callable, without blocking the event loop."""
         from .middleware import agenerate
 
-        return await agenerate(self, llm, messages, on_intervention=on_intervention)
+        return await agenerate(self, llm, messages, *args, on_intervention=on_intervention, **kwargs)
 
     def rank_rules(self, messages: Messages, k: int = 5) -> tuple[RuleMatch, ...]:
         """Return the k rules that the last turn most likely breaks, flagged or not, likeliest first.
@@ -315,7 +335,7 @@ class Guardrail:
             raise ConfigError(f"expected k >= 1, got {k}")
         known = self._known
         conversation = read_conversation(messages)
-        readings, _ = _stage("normalize", read, conversation, self._encoder, self.config.max_windows)
+        readings, _ = self._read(conversation)
         windows = [window.ids for window in readings[0].packing.windows]
         output = _stage("encoder", self._encoder.encode, windows)
         judgement = _stage(
@@ -325,7 +345,7 @@ class Guardrail:
 
     def _judge(self, conversation: Conversation) -> Verdict:
         known = self._known
-        readings, coverage = _stage("normalize", read, conversation, self._encoder, self.config.max_windows)
+        readings, coverage = self._read(conversation)
         if not readings[0].normalized.text.strip():
             return self._blank(conversation, coverage)
         decided = [self._decide(reading, known) for reading in readings]
@@ -333,7 +353,7 @@ class Guardrail:
         reading, judgement, decision = max(
             decided, key=lambda item: (item[2].action.rank, item[2].probability)
         )
-
+        unread = _unread(conversation, coverage)
         return Verdict(
             action=decision.action,
             probability=decision.probability,
@@ -341,11 +361,18 @@ class Guardrail:
             rules=_matches(decision.broken, known, conversation, reading),
             touched=_matches(decision.touched, known, conversation, reading),
             coverage=coverage,
-            status="ok" if coverage.judged_turn_read else "degraded",
-            reason="" if coverage.judged_turn_read else UNREAD_PART,
+            status="degraded" if unread else "ok",
+            reason=unread,
             turn=conversation.positions[-1],
             role=conversation.judged.role,
         )
+
+    def _read(self, conversation: Conversation) -> tuple[tuple[Reading, ...], Coverage]:
+        limits = (self.config.max_windows, self.config.max_context_windows)
+        found: tuple[tuple[Reading, ...], Coverage] = _stage(
+            "normalize", read, conversation, self._encoder, *limits
+        )
+        return found
 
     def _decide(self, reading: Reading, known: _Known) -> tuple[Reading, Judgement, Decision]:
         output = _stage("encoder", self._encoder.encode, [window.ids for window in reading.packing.windows])
@@ -353,7 +380,7 @@ class Guardrail:
         return reading, judgement, decide(judgement, self.thresholds, self.config.max_rules)
 
     def _blank(self, conversation: Conversation, coverage: Coverage) -> Verdict:
-        unread = coverage.judged_turn_read is False
+        unread = _unread(conversation, coverage)
         return Verdict(
             action=Action.ALLOW,
             probability=0.0,
@@ -362,7 +389,7 @@ class Guardrail:
             touched=(),
             coverage=coverage,
             status="degraded" if unread else "ok",
-            reason=UNREAD_PART if unread else "the judged turn is blank",
+            reason=unread or "the judged turn is blank",
             turn=conversation.positions[-1],
             role=conversation.judged.role,
         )
@@ -389,11 +416,7 @@ class Guardrail:
         )
 
     def _embed_rules(self, rules: Sequence[Rule]) -> Any:
-        windows = []
-        for rule in rules:
-            ids = self._encoder.tokenize(rule.text).ids[: self._encoder.max_tokens - 2]
-            windows.append((self._encoder.cls_id, *ids, self._encoder.sep_id))
-        return self._encoder.encode(windows).embeddings
+        return self._encoder.encode(rule_windows(rules, self._encoder)).embeddings
 
     def _check_canary(self, canary: Canary, where: str) -> None:
         unsafe, safe = (
@@ -405,6 +428,13 @@ class Guardrail:
                 f"expected the model in {where} to flag its canary and not its twin, got P(unsafe) "
                 f"{unsafe:.2f} and {safe:.2f}; the model does not work, fetch it again"
             )
+
+
+def _unread(conversation: Conversation, coverage: Coverage) -> str:
+    """Return why the judged turn was not read whole; empty if it was."""
+    if not coverage.judged_turn_read:
+        return UNREAD_TEXT
+    return UNREAD_PARTS if conversation.parts_skipped[-1] else ""
 
 
 def _matches(

@@ -6,11 +6,14 @@ Joins conversation reading, normalisation, the encoder's tokenizer and packing; 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .conversation import Conversation, turn_text
+from .errors import InputError
 from .normalize import NormalizedText, normalize, views
 from .protocols import Encoder, TokenizedText
+from .rules import Rule
 from .types import Coverage, Turn
 from .windows import Packing, pack
 
@@ -49,7 +52,7 @@ class Reading:
 
 
 def read(
-    conversation: Conversation, encoder: Encoder, max_windows: int
+    conversation: Conversation, encoder: Encoder, max_windows: int, max_context_windows: int = 0
 ) -> tuple[tuple[Reading, ...], Coverage]:
     """Return the readings of a conversation, the plain one first, and what they cover.
 
@@ -60,11 +63,12 @@ def read(
         conversation: what to read.
         encoder: its tokenizer and window size are used.
         max_windows: most windows of one reading.
+        max_context_windows: most of them with older turns that did not fit into the first.
     """
-    budget = max_windows * encoder.max_tokens
     judged = conversation.judged
-    limit = budget * CHARS_PER_TOKEN
-    context, context_characters, blank_turns = _context(conversation, encoder, budget)
+    limit = max_windows * encoder.max_tokens * CHARS_PER_TOKEN
+    context_budget = (1 + min(max_context_windows, max_windows)) * encoder.max_tokens
+    context, context_characters, blank_turns = _context(conversation, encoder, context_budget)
     readings = []
     for view in views(judged.text[:limit])[:MAX_VIEWS]:
         line = turn_text(Turn(judged.role, view.text))
@@ -76,6 +80,7 @@ def read(
             sep_id=encoder.sep_id,
             max_tokens=encoder.max_tokens,
             max_windows=max_windows,
+            max_context_windows=max_context_windows,
         )
         readings.append(Reading(packing, len(line) - len(view.text), tokens, view))
     unread = len(judged.text) - min(len(judged.text), limit)
@@ -87,9 +92,27 @@ def read(
         turns_read=first.turns_read + blank_turns,
         tokens_given=given,
         tokens_read=first.tokens_read,
-        judged_turn_read=first.judged_read and unread == 0 and conversation.parts_skipped[-1] == 0,
+        judged_turn_read=first.judged_read and unread == 0,
         parts_skipped=sum(conversation.parts_skipped),
     )
+
+
+def rule_windows(rules: Iterable[Rule], encoder: Encoder) -> list[tuple[int, ...]]:
+    """Return one window for each rule of thumb: its text alone, without a speaker.
+
+    Raises:
+        InputError: a rule does not fit into a window.
+    """
+    windows = []
+    for rule in rules:
+        ids = encoder.tokenize(rule.text).ids
+        if len(ids) > encoder.max_tokens - 2:
+            raise InputError(
+                f"expected rules of at most {encoder.max_tokens - 2} tokens, rule {rule.id!r} has "
+                f"{len(ids)}; make it one plain sentence"
+            )
+        windows.append((encoder.cls_id, *ids, encoder.sep_id))
+    return windows
 
 
 def _context(conversation: Conversation, encoder: Encoder, budget: int) -> tuple[list[list[int]], int, int]:

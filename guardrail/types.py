@@ -57,7 +57,7 @@ class Coverage:
         turns_read: turns of which at least one token was judged or served as context.
         tokens_given: tokens of those turns; of an over-long turn, an estimate from its length.
         tokens_read: tokens that were read.
-        judged_turn_read: True if no part of the judged turn was left unread.
+        judged_turn_read: True if no text of the judged turn was left unread.
         parts_skipped: parts that are not text (images, audio, files) and were not read.
     """
 

@@ -59,6 +59,7 @@ def pack(
     sep_id: int,
     max_tokens: int,
     max_windows: int,
+    max_context_windows: int | None = None,
 ) -> Packing:
     """Pack the judged turn and its context into windows.
 
@@ -74,6 +75,7 @@ def pack(
         sep_id: id of the token that ends a turn.
         max_tokens: longest window in tokens, special tokens included; at least 16.
         max_windows: most windows; at least 1.
+        max_context_windows: most further windows with older turns; None for no limit of their own.
 
     Returns:
         The windows and what they cover.
@@ -92,6 +94,8 @@ def pack(
         windows.append(_window(judged, start, end, parts, cls_id, sep_id, recent=True))
         context_tokens += sum(map(len, parts))
     anchor = max(0, len(judged) - int(room * JUDGED_SHARE))
+    if max_context_windows is not None:
+        max_windows = min(max_windows, len(windows) + max_context_windows)
     while queue and len(windows) < max_windows:
         parts, partly_read = _fill(queue, room - (len(judged) - anchor))
         windows.append(_window(judged, anchor, len(judged), parts, cls_id, sep_id, recent=False))

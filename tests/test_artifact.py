@@ -99,12 +99,12 @@ def test_artifact_holds_what_the_folder_holds(tiny_folder):
     assert artifact.calibration != Calibration()
 
 
-def test_rules_of_the_bank_are_not_written_again(folder):
+def test_the_folder_that_ships_shares_the_bank(folder):
     bank = load_bank()
     index = RuleIndex(32)
     index.add(unit_vectors(len(bank), 32))
     calibration = Calibration.parse((folder / "calibration.json").read_text(), "here")
-    write_parts(folder, index, bank, calibration)
+    write_parts(folder, index, bank, calibration, bundle_rules=False)
     fresh_manifest(folder, bank)
     assert not (folder / "rules.jsonl").exists()
     assert Guardrail.load(folder).rules == bank

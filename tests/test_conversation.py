@@ -70,7 +70,7 @@ ACCEPTED = {
     ),
     "tool calls beside text": (
         [{"role": "assistant", "content": "ok", "tool_calls": [CALL, CALL]}],
-        [("assistant", 'ok\nsend {"to": "Ann"}\nsend {"to": "Ann"}')],
+        [("assistant", 'ok\nsend {"to": "Ann"}')],
     ),
     "tool calls in LangChain's form": (
         [

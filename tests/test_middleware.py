@@ -25,7 +25,7 @@ from fakes import (
     word_id,
 )
 
-from guardrail import Action, Guardrail, InputError, ModelError, Rule
+from guardrail import Action, ConfigError, Guardrail, InputError, ModelError, Rule
 from guardrail.compose import NEUTRAL, UNAVAILABLE, Composer
 from guardrail.config import GuardConfig
 from guardrail.middleware import add_guidance, agenerate, generate, wrap
@@ -336,8 +336,8 @@ def test_what_the_llm_returns_must_be_readable(run):
         run(make_guard(), ScriptedLLM(5), SAFE)
 
 
-@pytest.mark.parametrize("messages", [SAFE, UNSAFE])
-def test_a_hanging_sync_llm_is_left_at_the_deadline(messages):
+@pytest.mark.parametrize(("messages", "strategy"), [(SAFE, "unavailable"), (UNSAFE, "composed")])
+def test_a_hanging_sync_llm_is_left_at_the_deadline(messages, strategy):
     event = threading.Event()
     started = time.monotonic()
     try:
@@ -346,9 +346,8 @@ def test_a_hanging_sync_llm_is_left_at_the_deadline(messages):
         event.set()
 
     assert time.monotonic() - started < 3
-    assert result.strategy == "composed"
+    assert result.strategy == strategy
     assert result.attempts[0].error == "TimeoutError"
-    assert not result.verdict_out.flagged
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
@@ -734,3 +733,112 @@ def test_a_composed_reply_takes_no_number_from_another_dialogue():
     for rule in load_bank():
         text = composer.compose(rule, ["something else entirely"])
         assert not any(character.isdigit() for character in text.replace(rule.text, "")), rule.id
+
+
+# ---------------------------------------------------------------- words beside the content, and other places
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        {"content": "Nice!", "reasoning_content": UNSAFE_REPLY},
+        {"content": "Nice!", "refusal": UNSAFE_REPLY},
+        {"content": "Nice!", "audio": {"transcript": UNSAFE_REPLY}},
+        {"content": "Nice!", "additional_kwargs": {"reasoning_content": UNSAFE_REPLY}},
+        {
+            "content": [
+                {"type": "text", "text": "Nice!"},
+                {"type": "tool_use", "input": {"say": UNSAFE_REPLY}},
+            ]
+        },
+    ],
+    ids=["reasoning", "refusal", "audio", "additional_kwargs", "tool_use"],
+)
+def test_words_beside_the_content_are_judged_and_go_with_the_draft(run, draft):
+    result = run(make_guard(), ScriptedLLM(draft), SAFE)
+
+    assert result.strategy == "composed"
+    assert UNSAFE_REPLY not in str(result.reply)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "tool_use", "id": "1", "name": "look_up", "input": {"city": "Oslo"}},
+        {"type": "function_call", "name": "look_up", "arguments": '{"city": "Oslo"}'},
+        {"type": "reasoning", "summary": []},
+        {"type": "redacted_thinking", "data": "x"},
+    ],
+    ids=lambda part: part["type"],
+)
+def test_ordinary_parts_of_providers_pass(run, part):
+    draft = {"content": [{"type": "text", "text": SAFE_REPLY}, part]}
+
+    assert run(make_guard(), ScriptedLLM(draft), SAFE).reply is draft
+
+
+def test_a_silent_llm_reproaches_nobody(run):
+    result = run(make_guard(), ScriptedLLM(""), SAFE)
+
+    assert result.strategy == "unavailable"
+    assert "couldn't check" in result.text
+
+
+def test_an_intervention_takes_the_form_that_the_caller_asks_for():
+    def form(text):
+        return {"role": "assistant", "content": text}
+
+    reply = make_guard().wrap(ScriptedLLM({"content": SAFE_REPLY}), form=form)(GRAVE)
+
+    assert reply["role"] == "assistant"
+    assert "drive" in reply["content"]
+
+
+@pytest.mark.parametrize("value", ["guid", 5])
+def test_an_unknown_intervention_is_refused_at_once(value):
+    with pytest.raises(
+        ConfigError, match="expected on_intervention to be 'reply', 'guide' or a sync function"
+    ):
+        make_guard().wrap(ScriptedLLM(SAFE_REPLY), on_intervention=value)
+
+
+def test_an_intervention_may_be_guided_for_one_call(run):
+    llm = ScriptedLLM(SAFE_REPLY)
+    result = run(make_guard(), llm, GRAVE, on_intervention="guide")
+
+    assert (result.strategy, result.text, len(llm.requests)) == ("guided", SAFE_REPLY, 1)
+
+
+def test_a_blank_hook_is_not_shown(run):
+    result = run(make_guard(), ScriptedLLM(SAFE_REPLY), GRAVE, on_intervention=lambda messages, verdict: " ")
+
+    assert result.strategy == "composed"
+
+
+def test_a_turn_too_long_to_read_is_not_handed_on(run):
+    llm = ScriptedLLM(SAFE_REPLY)
+    result = run(make_guard(max_windows=2), llm, " " * 5000 + GRAVE)
+
+    assert (result.strategy, llm.requests) == ("unavailable", [])
+    assert result.verdict_in.status == "degraded"
+
+
+def test_an_iterator_of_messages_reaches_guard_and_llm(run):
+    llm = ScriptedLLM(SAFE_REPLY)
+    run(make_guard(), llm, iter([{"role": "user", "content": SAFE}]))
+
+    assert llm.requests == [[{"role": "user", "content": SAFE}]]
+
+
+def test_guidance_is_of_the_messages_kind():
+    messages = pytest.importorskip("langchain_core.messages")
+    llm = ScriptedLLM(SAFE_REPLY)
+    make_guard().generate(llm, [("system", "be kind"), ("user", UNSAFE)])
+    make_guard().generate(llm, [messages.SystemMessage("be kind"), messages.HumanMessage(UNSAFE)])
+
+    assert [role for role, _ in llm.requests[0]] == ["system", "system", "user"]
+    assert [type(item).__name__ for item in llm.requests[1]] == [
+        "SystemMessage",
+        "SystemMessage",
+        "HumanMessage",
+    ]

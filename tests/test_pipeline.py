@@ -459,3 +459,38 @@ def test_a_guard_made_from_parts_cannot_be_saved(tmp_path):
 
     with pytest.raises(ArtifactError, match="this one was made from parts"):
         make_guard().save(tmp_path / "model")
+
+
+def test_errors_survive_a_process_pool():
+    import pickle
+
+    from guardrail.errors import MissingDependencyError
+
+    verdict = make_guard().check(UNSAFE)
+    for error in (
+        ModelError("encoder", "x"),
+        MissingDependencyError("torch", "train"),
+        MessageFlagged(verdict),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy)) == (type(error), str(error))
+
+
+def test_settings_come_whole_or_one_by_one(tmp_path):
+    with pytest.raises(ConfigError, match="expected config or single settings, got both: max_rules"):
+        Guardrail.load(tmp_path, config=GuardConfig(), max_rules=1)
+
+
+def test_a_rule_longer_than_a_window_is_refused():
+    guard = make_guard()
+    with pytest.raises(InputError, match=r"expected rules of at most 62 tokens, rule 'custom-.+' has 200"):
+        guard.add_rules(["word " * 200])
+    assert len(guard.rules) == 2
+
+
+def test_content_nested_too_deeply_is_refused():
+    part = "x"
+    for _ in range(2000):
+        part = [part]
+    with pytest.raises(InputError, match="message 0: expected plain content parts"):
+        make_guard().check([{"role": "user", "content": [{"type": "text", "text": part}]}])

@@ -145,7 +145,7 @@ def test_coverage_counts_parts_that_are_no_text():
     in_judged = coverage_of([("user", "a"), {"role": "user", "content": ["b", image, image]}])
 
     assert (in_context.parts_skipped, in_context.judged_turn_read, in_context.complete) == (1, True, False)
-    assert (in_judged.parts_skipped, in_judged.judged_turn_read, in_judged.complete) == (2, False, False)
+    assert (in_judged.parts_skipped, in_judged.judged_turn_read, in_judged.complete) == (2, True, False)
 
 
 @pytest.mark.parametrize("blank", ["", "  \n", "\u200b", "\ufeff \u2060"])
@@ -228,7 +228,7 @@ def test_a_thousand_turns_are_bounded_in_time_and_counted():
     assert verdict.flagged
     assert (verdict.status, verdict.turn) == ("ok", 999)
     assert verdict.coverage.turns_given == 1000
-    assert 50 < verdict.coverage.turns_read < 200
+    assert 20 < verdict.coverage.turns_read < 200
     assert not verdict.coverage.complete
 
 

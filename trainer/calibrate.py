@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from guardrail.calibration import (
@@ -32,6 +33,8 @@ from .scoring import Outputs
 # The sources of plain small talk; what they trigger is a false alarm.
 CASUAL_SOURCES = frozenset({"self_dialogue", "topical_chat", "persona", "wow", "msc", "own_casual"})
 CANDIDATES = 16
+# Two rules whose embeddings are nearer than this say the same.
+SAME_RULE = 0.8
 # Share of casual turns on which a rule may count as touched: guidance costs tokens, nothing else.
 TOUCH_SHARE = 0.10
 # A single rule, and an intervention, must be surer than the level: they name or do more.
@@ -131,7 +134,7 @@ def _fit_rule(
     examples: Sequence[Example],
     outputs: Outputs,
 ) -> RuleCalibration:
-    """Fit P(rule broken) on (turn, retrieved rule): own rule of a violation yes; all others no."""
+    """Fit P(rule broken): a violation with its own rule yes; its safe twin, and other rules, no."""
     position = {rule.text: number for number, rule in enumerate(rules)}
     known = [twin for twin in twins if twin.rule in position]
     features: list[Floats] = []
@@ -143,19 +146,45 @@ def _fit_rule(
         own = index.vectors([position[twin.rule] for twin in known])
         features.append(_rule_features(scored, np.arange(len(known)), own))
         labels.append(np.full(len(known), broken))
-    # Every retrieved rule of an example that is none of ours counts as kept if the example is safe.
-    safe = [number for number, example in enumerate(examples) if not example.unsafe]
-    hits = index.search(outputs.embeddings[safe], CANDIDATES)
-    rows = np.array([row for row, found in zip(safe, hits, strict=True) for _ in found])
-    vectors = index.vectors([place for found in hits for place, _ in found])
-    features.append(_rule_features(outputs, rows, vectors))
+    # Every other retrieved rule counts as kept: all of a safe turn; of a violation those that do
+    # not say the same as its own rule.
+    hits = index.search(outputs.embeddings, CANDIDATES)
+    rows: list[int] = []
+    places: list[int] = []
+    for row, (example, found) in enumerate(zip(examples, hits, strict=True)):
+        own_place = position.get(example.rule)
+        if example.unsafe and own_place is None:
+            continue  # nobody has said which rules such a turn breaks
+        for place, _ in found:
+            if own_place is None or not _same(index, own_place, place):
+                rows.append(row)
+                places.append(place)
+    features.append(_rule_features(outputs, np.array(rows, np.int64), index.vectors(places)))
     labels.append(np.zeros(len(rows), bool))
-    x, y = np.concatenate(features), np.concatenate(labels)
+    return _non_negative_logistic(np.concatenate(features), np.concatenate(labels))
+
+
+def _same(index: RuleIndex, first: int, second: int) -> bool:
+    a, b = index.vectors([first, second])
+    return float(a @ b) > SAME_RULE
+
+
+def _non_negative_logistic(x: Floats, y: NDArray[np.bool_]) -> RuleCalibration:
+    """Fit a logistic regression with weights >= 0; without both classes the default is kept."""
     if y.all() or not y.any():
         return RuleCalibration()
-    model = LogisticRegression(C=1e3, max_iter=1000).fit(x, y)
-    product, level, cosine = (float(value) for value in model.coef_[0])
-    return RuleCalibration(product=product, level=level, cosine=cosine, intercept=float(model.intercept_[0]))
+    sign = np.where(y, -1.0, 1.0)
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        margins = sign * (x @ weights[:3] + weights[3])
+        slope = sign / (1 + np.exp(-np.clip(margins, -50, 50))) / len(y)
+        gradient = np.append(x.T @ slope, slope.sum()) + np.append(1e-4 * weights[:3], 0)
+        return float(np.logaddexp(0, margins).mean() + 5e-5 * (weights[:3] ** 2).sum()), gradient
+
+    bounds = [(0, None)] * 3 + [(None, None)]
+    fitted = minimize(loss, np.array([1.0, 1.0, 1.0, 0.0]), jac=True, bounds=bounds, method="L-BFGS-B")
+    product, level, cosine, intercept = (float(weight) for weight in fitted.x)
+    return RuleCalibration(product=product, level=level, cosine=cosine, intercept=intercept)
 
 
 def _rule_features(outputs: Outputs, rows: NDArray[np.int_], vectors: Floats) -> Floats:

@@ -16,6 +16,7 @@ from guardrail.artifact import Canary, write_manifest, write_parts
 from guardrail.calibration import Calibration
 from guardrail.encoder import OnnxEncoder
 from guardrail.errors import ArtifactError, ModelError
+from guardrail.reading import rule_windows
 from guardrail.rule_index import RuleIndex
 from guardrail.rules import Rule, load_bank
 
@@ -41,6 +42,7 @@ def finalize(
     sources: list[str] | None = None,
     rules: tuple[Rule, ...] | None = None,
     max_fpr: float = 0.01,
+    bundle_rules: bool = True,
 ) -> dict[str, Any]:
     """Write the model folder of a training run.
 
@@ -51,6 +53,7 @@ def finalize(
         sources: names of the public sets to calibrate on; None for all that may train.
         rules: the rules to index; None for the bank.
         max_fpr: share of casual turns that may be flagged.
+        bundle_rules: False only for the folder that ships with the library, beside its bank.
 
     Returns:
         Figures: what quantisation costs, calibration, thresholds. Also in `run/finalize.json`.
@@ -72,10 +75,10 @@ def finalize(
     val = load_split(data_dir, "val", sources=sources, rules=rules)
     figures: dict[str, Any] = _compare(model, encoder, val)
     index = RuleIndex(size)
-    index.add(_embed(encoder, bank))
+    index.add(encoder.encode(rule_windows(bank, encoder)).embeddings)
     calibration, calibrated = fit_calibration(encoder, index, bank, val, max_fpr=max_fpr)
     figures |= calibrated
-    write_parts(folder, index, bank, calibration)
+    write_parts(folder, index, bank, calibration, bundle_rules=bundle_rules)
     canary = choose_canary(encoder, calibration, val.bank)
     write_manifest(folder, bank, name=run.name, dimension=size, max_tokens=window, canary=canary)
     Guardrail.load(folder)  # a folder that cannot start must not be handed on
@@ -140,11 +143,3 @@ def _compare(model: SentenceTransformer, encoder: OnnxEncoder, val: DataSplit) -
         "export/auroc_torch": round(before, 4),
         "export/auroc_onnx": round(after, 4),
     }
-
-
-def _embed(encoder: OnnxEncoder, rules: tuple[Rule, ...]) -> np.ndarray:
-    windows = [
-        (encoder.cls_id, *encoder.tokenize(rule.text).ids[: encoder.max_tokens - 2], encoder.sep_id)
-        for rule in rules
-    ]
-    return encoder.encode(windows).embeddings

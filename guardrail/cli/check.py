@@ -22,7 +22,9 @@ def _probability(value: float | None) -> float | None:
 
 
 def check(
-    text: Annotated[str | None, typer.Argument(help="One user turn.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]", help="One user turn; quotes may be left out.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="A .json file is a conversation, any other file one user turn."),
@@ -59,6 +61,8 @@ def check(
     line. A broken line gives {"line": n, "error": "..."} and the batch goes on;
     it ends with the highest exit code of its lines.
     """
+    # Words beyond the first would end in a usage error that shows them.
+    text = " ".join(words) if words else None
     _one_source(
         {"TEXT": text is not None, "--file": file is not None, "--stdin": stdin, "--batch": batch is not None}
     )

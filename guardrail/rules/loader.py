@@ -90,7 +90,7 @@ def as_rule(value: str | Mapping[str, Any] | Rule) -> Rule:
             fields.setdefault("id", f"custom-{digest}")
         return Rule.model_validate(fields)
     except ValidationError as error:
-        raise InputError(f"a rule does not fit the schema: {_reason(error)}") from error
+        raise InputError(f"a rule does not fit the schema: {_reason(error)}") from None
     except UnicodeEncodeError as error:
         raise InputError("expected a rule of valid Unicode, got a lone surrogate; clean the text") from error
 
