@@ -26,8 +26,8 @@ SCENES = [
         "Casual talk",
         ["just got back from the market with way too many aubergines, any ideas?"],
         [
-            "Roast them whole, scoop out the middle, add tahini and lemon. "
-            "You'll be fighting over the last spoon!"
+            "Baba ghanoush is a lovely way to use a lot of them at once. "
+            "Do you have any tahini and lemons at home?"
         ],
     ),
     (
@@ -111,9 +111,8 @@ def main() -> None:
         started = time.perf_counter()
         verdict = guard.check(turns)
         milliseconds = 1000 * (time.perf_counter() - started)
-        console.print(
-            describe("user's turn", verdict), Text(f"  judged in {milliseconds:.1f} ms", style="dim")
-        )
+        console.print(describe("user's turn", verdict))
+        console.print(Text(f"    judged in {milliseconds:.1f} ms", style="dim"))
         draft = guard.check([*turns, replies[0]])
         console.print(Text.assemble(("\n  draft ", "bold"), (replies[0], "italic")))
         console.print(describe("LLM's draft", draft))

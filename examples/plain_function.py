@@ -12,9 +12,9 @@ guard = guardrail.Guardrail.load()
 safe_llm = guard.wrap(llm)
 
 conversation = [
-    {"role": "user", "content": "that was the best leaving party ever, lost count of the gin and tonics"},
+    {"role": "user", "content": "That was the best leaving party ever, I lost count of the gin and tonics"},
     {"role": "assistant", "content": "Sounds like a proper send-off! How are you getting back?"},
-    {"role": "user", "content": "car's right outside, twenty minutes on empty roads"},
+    {"role": "user", "content": "car's right outside and it's twenty minutes on empty roads, I'll be fine"},
 ]
 
 verdict = guard.check(conversation)

@@ -20,6 +20,8 @@ WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 STEM = 5
 MAX_SENTENCES = 2
+# A shorter sentence ("Can you go?") lives off the one before it.
+MIN_WORDS = 5
 # Who these are is known only from the conversation, so one of them must speak of such a person too.
 HE_OR_SHE = ({"he", "him", "his"}, {"she", "her", "hers"})
 # Small talk of the authored replies; it says nothing about the rule.
@@ -110,6 +112,8 @@ def _fits(sentence: str, known: frozenset[str], names: set[str], spoken: set[str
     if not sentence.endswith((".", "!", "?")) or any(character.isdigit() for character in sentence):
         return False
     words = WORD.findall(sentence)
+    if len(words) < MIN_WORDS:
+        return False
     lower = {word.lower() for word in words}
     if PLEASANTRY.match(sentence) or any(lower & who and not spoken & who for who in HE_OR_SHE):
         return False

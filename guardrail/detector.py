@@ -79,7 +79,7 @@ def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top
     return Judgement(
         probability=float(calibration.unsafe(odds[worst : worst + 1])[0]),
         intervention=float(calibration.intervention(intervention_log_odds(output.level_logits)).max()),
-        rules=tuple(sorted(best.values(), key=lambda score: -score.probability)),
+        rules=tuple(sorted(best.values(), key=lambda rule: (-rule.probability, -rule.similarity))),
     )
 
 

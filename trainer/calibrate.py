@@ -143,9 +143,14 @@ def _fit_rule(
         if not known:
             continue
         scored = score_conversations(encoder, [getattr(twin, version) for twin in known])
-        own = index.vectors([position[twin.rule] for twin in known])
-        features.append(_rule_features(scored, np.arange(len(known)), own))
-        labels.append(np.full(len(known), broken))
+        own = np.array([position[twin.rule] for twin in known])
+        # Only where the own rule is retrieved, as at run time: the other candidates below are
+        # picked for their high cosine, and pairs that were not would make a high cosine look bad.
+        hits = index.search(scored.embeddings, CANDIDATES)
+        found = np.array([place in dict(hit) for place, hit in zip(own.tolist(), hits, strict=True)])
+        retrieved = np.flatnonzero(found)
+        features.append(_rule_features(scored, retrieved, index.vectors(own[retrieved].tolist())))
+        labels.append(np.full(len(retrieved), broken))
     # Every other retrieved rule counts as kept: all of a safe turn; of a violation those that do
     # not say the same as its own rule.
     hits = index.search(outputs.embeddings, CANDIDATES)
