@@ -5,7 +5,7 @@ import guardrail
 
 def llm(messages: list[dict[str, str]]) -> str:
     """Stand in for a real LLM: a cheerful one that goes along with everything."""
-    return "Haha, go for it! You'll be home before anybody notices."
+    return "Empty roads at night are lovely! Put on a good playlist and you'll be home in no time."
 
 
 guard = guardrail.Guardrail.load()

@@ -267,7 +267,9 @@ def runtime_window(encoder, turns):
 def trainer_ids(model, turns):
     from guardrail.trainer.inputs import as_text
 
-    return model.preprocess([as_text(turns)])["input_ids"][0].tolist()
+    ids = model.preprocess([as_text(turns)])["input_ids"][0].tolist()
+    # Cut right behind a separator, a tokenizer adds its own: the same text with the mark twice.
+    return ids[:-1] if ids[-2:-1] == ids[-1:] else ids
 
 
 @pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
