@@ -147,8 +147,8 @@ def _fit_rule(
         # Only where the own rule is retrieved, as at run time: the other candidates below are
         # picked for their high cosine, and pairs that were not would make a high cosine look bad.
         hits = index.search(scored.embeddings, CANDIDATES)
-        found = np.array([place in dict(hit) for place, hit in zip(own.tolist(), hits, strict=True)])
-        retrieved = np.flatnonzero(found)
+        present = [place in dict(hit) for place, hit in zip(own.tolist(), hits, strict=True)]
+        retrieved = np.flatnonzero(present)
         features.append(_rule_features(scored, retrieved, index.vectors(own[retrieved].tolist())))
         labels.append(np.full(len(retrieved), broken))
     # Every other retrieved rule counts as kept: all of a safe turn; of a violation those that do
