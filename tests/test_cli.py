@@ -13,7 +13,6 @@ from fakes import DRIVING, PRIVACY, SAFE, UNSAFE, BrokenEncoder
 from typer.testing import CliRunner
 
 from guardrail import Guardrail
-from guardrail.artifact import DEFAULT_FOLDER
 from guardrail.cli import app
 from guardrail.rules import load_bank, read_rules
 
@@ -115,7 +114,6 @@ def test_version():
     assert f"guardrail {versions['guardrail']}\n" in run("version").stdout
 
 
-@pytest.mark.skipif(not (DEFAULT_FOLDER / "manifest.json").is_file(), reason="the model is not built yet")
 def test_the_shipped_model_answers_without_options():
     verdict = json.loads(run("check", "--json", "We baked bread today.").stdout)
     assert verdict["status"] == "ok"

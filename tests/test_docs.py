@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from guardrail.artifact import DEFAULT_FOLDER
-
 ROOT = Path(__file__).parent.parent
-needs_model = pytest.mark.skipif(
-    not (DEFAULT_FOLDER / "manifest.json").is_file(), reason="the model is not built yet"
-)
 
 
-@needs_model
 def test_the_readme_runs_as_it_stands():
     core = pytest.importorskip("langchain_core.language_models")
     from langchain_core.output_parsers import StrOutputParser
@@ -37,7 +31,6 @@ def test_the_readme_runs_as_it_stands():
     assert names["chain"].invoke({"text": "too many aubergines, any ideas?"}) == "Bake them."
 
 
-@needs_model
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_an_example_runs(path, tmp_path):
     done = subprocess.run(

@@ -44,7 +44,6 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 
 from guardrail import Guardrail, InputError
-from guardrail.artifact import DEFAULT_FOLDER
 from guardrail.compose import UNAVAILABLE
 from guardrail.integrations.langchain import GuardedChatModel, check_runnable, guard_model
 
@@ -634,7 +633,6 @@ def test_a_missing_langchain_is_named_with_the_pip_line():
     assert "pip install 'prosocial-guardrail[langchain]'" in done.stdout
 
 
-@pytest.mark.skipif(not (DEFAULT_FOLDER / "manifest.json").is_file(), reason="the model is not built yet")
 def test_the_example_runs_with_the_shipped_model():
     done = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, check=True)
     assert "strategy" in done.stdout
