@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, normalize  # noqa: E402
 
 from guardrail.trainer.losses import (  # noqa: E402
     UNSAFE_OF_UNKNOWN_LEVEL,
+    false_negative_weights,
     level_loss,
-    same_rule_mask,
     socially_aware_n_pair_loss,
     stance_loss,
     twin_loss,
@@ -230,15 +230,91 @@ def test_n_pair_loss_ignores_lengths():
     assert scaled.item() == pytest.approx(socially_aware_n_pair_loss(conversations, rules).item())
 
 
-def test_same_rule_mask():
+def test_rules_that_say_the_same_are_no_negatives():
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
     near = torch.tensor([0.9, 0.3])  # cosine with a: 0.95
     rules = torch.stack([a, b, 5 * a, near]).requires_grad_()
-    mask = same_rule_mask(rules)
+    mask = false_negative_weights(rules, rules)
     assert mask.tolist() == [[0, 1, 0, 0], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
-    assert same_rule_mask(rules, threshold=0.99).tolist()[0] == [0, 1, 0, 1]
+    assert false_negative_weights(rules, rules, same=0.99).tolist()[0] == [0, 1, 0, 1]
     assert not mask.requires_grad
     assert mask.dtype == rules.dtype
+
+
+def test_graded_weights_fall_with_likeness_and_with_a_common_foundation():
+    angles = torch.tensor([0.0, 20.0, 53.13, 66.42, 90.0, 180.0], dtype=torch.float64).deg2rad()
+    rules = torch.stack([angles.cos(), angles.sin()], dim=1)  # cosines 1, .94, .6, .4, 0, -1 with the first
+    first = false_negative_weights(rules[:1], rules, graded=True)[0].tolist()
+    assert first == pytest.approx([0, 0, 0.5, 1, 1, 1], abs=1e-3)
+    foundations = torch.tensor([2.0, 2.0, 2.0, 2.0, -1.0, 3.0])
+    known = false_negative_weights(
+        rules[:1], rules, graded=True, anchor_foundations=foundations[:1], foundations=foundations
+    )
+    assert known[0].tolist() == pytest.approx([0, 0, 0.25, 0.5, 1, 1], abs=1e-3)
+    unknown = false_negative_weights(
+        rules[:1], rules, graded=True, anchor_foundations=-torch.ones(1), foundations=-torch.ones(6)
+    )
+    assert unknown[0].tolist() == pytest.approx(first)
+
+
+def slow_hard(conversations, rules, hard, hard_weights, own, temperature):
+    def score(i, other):
+        cosine = torch.nn.functional.cosine_similarity(conversations[i], other, dim=0)
+        return math.exp(float(cosine) / temperature)
+
+    total = 0.0
+    for i in range(len(conversations)):
+        mine = score(i, rules[own[i]])
+        others = sum(score(i, rules[j]) for j in range(len(rules)) if j != own[i])
+        hards = sum(float(hard_weights[i, m]) * score(i, hard[i, m]) for m in range(hard.shape[1]))
+        total -= math.log(mine / (mine + others + hards))
+    return total / len(conversations)
+
+
+@pytest.mark.parametrize(("rules_count", "hard_count"), [(4, 1), (4, 3), (9, 2)])
+def test_n_pair_loss_with_hard_negatives_and_rules_of_other_processes(rules_count, hard_count):
+    conversations, rules = draw(4, D), draw(rules_count, D, seed=1)
+    hard, hard_weights = draw(4, hard_count, D, seed=2), weights_like(4, hard_count)
+    hard_weights[0, 0] = 0
+    own = torch.arange(4) + rules_count - 4
+    loss = socially_aware_n_pair_loss(
+        conversations, rules, own=own, hard_negatives=hard, hard_weights=hard_weights, temperature=0.3
+    )
+    expected = slow_hard(conversations, rules, hard, hard_weights, own.tolist(), 0.3)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_hard_negatives_of_weight_0_change_nothing_and_get_no_gradient():
+    conversations, rules = draw(3, D), draw(3, D, seed=1)
+    hard = draw(3, 2, D, seed=2).requires_grad_()
+    loss = socially_aware_n_pair_loss(
+        conversations, rules, hard_negatives=hard, hard_weights=torch.zeros(3, 2, dtype=torch.float64)
+    )
+    assert loss.item() == pytest.approx(socially_aware_n_pair_loss(conversations, rules).item())
+    loss.backward()
+    assert hard.grad.abs().max() == 0
+
+
+def test_a_weight_on_the_own_rule_is_not_read():
+    conversations, rules = draw(3, D), draw(5, D, seed=1)
+    own, weights = torch.tensor([4, 0, 2]), weights_like(3, 5)
+    other = weights.clone()
+    other[torch.arange(3), own] = 0
+    losses = [
+        socially_aware_n_pair_loss(conversations, rules, own=own, negative_weights=w).item()
+        for w in (weights, other)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_gradients_of_hard_negatives_by_finite_differences():
+    def loss(c, r, h):
+        return socially_aware_n_pair_loss(
+            c, r, hard_negatives=h, hard_weights=weights_like(3, 2), negative_weights=weights_like(3, 3)
+        )
+
+    inputs = [draw(3, D), draw(3, D, seed=1), draw(3, 2, D, seed=2)]
+    assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in inputs])
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -368,10 +444,12 @@ def test_n_pair_loss_with_nothing_left_is_0():
 
 def test_batch_in_which_all_rules_are_the_same():
     def n_pair(c, r):
-        return socially_aware_n_pair_loss(c, r, negative_weights=same_rule_mask(r))
+        return socially_aware_n_pair_loss(c, r, negative_weights=false_negative_weights(r, r))
 
     def stance(v, r, z):
-        return stance_loss(violation_logits(v, r, z), violation_logits(-v, r, -z), same_rule_mask(r))
+        return stance_loss(
+            violation_logits(v, r, z), violation_logits(-v, r, -z), false_negative_weights(r, r)
+        )
 
     rules = draw(1, D).repeat(3, 1)
     assert finite(n_pair, draw(3, D), rules) == pytest.approx(0, abs=1e-6)
@@ -384,7 +462,7 @@ def test_zero_vectors_are_finite(where):
     (conversations if where == "conversations" else rules)[1] = 0
 
     def loss(c, r):
-        return socially_aware_n_pair_loss(c, r, negative_weights=same_rule_mask(r))
+        return socially_aware_n_pair_loss(c, r, negative_weights=false_negative_weights(r, r))
 
     assert finite(loss, conversations, rules) > 0
 

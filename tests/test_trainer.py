@@ -3,8 +3,12 @@
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +27,7 @@ from datasets import Dataset  # noqa: E402
 
 from guardrail.trainer.config import EncoderConfig  # noqa: E402
 from guardrail.trainer.data import RESOURCES, DataSplit, load_own, load_split  # noqa: E402
-from guardrail.trainer.encoder import LengthGroupedBatchSampler, build_model, train  # noqa: E402
+from guardrail.trainer.encoder import build_model, train  # noqa: E402
 from guardrail.trainer.examples import Example, Twin  # noqa: E402
 from guardrail.trainer.inputs import as_text  # noqa: E402
 from guardrail.trainer.losses import UNSAFE_OF_UNKNOWN_LEVEL  # noqa: E402
@@ -34,8 +38,10 @@ from guardrail.trainer.metrics import (  # noqa: E402
     recall_at_fpr,
     threshold_at_fpr,
 )
+from guardrail.trainer.mining import with_hard_negatives  # noqa: E402
 from guardrail.trainer.mix import Norm, TrainingRows, build_rows  # noqa: E402
 from guardrail.trainer.pipeline import train_encoder  # noqa: E402
+from guardrail.trainer.sampling import LengthGroupedBatchSampler  # noqa: E402
 from guardrail.trainer.scoring import Outputs, torch_scorer  # noqa: E402
 from guardrail.trainer.validation import validation_figures  # noqa: E402
 
@@ -139,21 +145,29 @@ def test_rows_hold_class_and_weight():
         example(4),
     ]
     rows = build_rows(examples, [], [], EncoderConfig())
-    assert rows.level[1] == {"text": "user: text 1", "label": [1, 0.5]}
+    assert rows.level[1] == {"text": "user: text 1", "label": [1, 0.5, -1]}
     assert [row["label"][0] for row in rows.level] == [0, 1, 2, UNSAFE_OF_UNKNOWN_LEVEL, 0]
     assert rows.counts() == {"level": 5, "twins": 0, "rules": 0, "norms": 0}
 
 
 def test_twins_with_a_rule_feed_the_rule_losses():
     twins = [twin(0), twin(1, rule="Be kind.", level=Level.NEEDS_INTERVENTION)]
-    rows = build_rows([], twins, [Norm("user: a", "Be fair.", 0.25)], EncoderConfig())
-    unknown = [UNSAFE_OF_UNKNOWN_LEVEL, 1.0]
+    rows = build_rows([], twins, [Norm("user: a", "Be fair.", 0.25, "fairness")], EncoderConfig())
+    unknown = [UNSAFE_OF_UNKNOWN_LEVEL, 1.0, -1]
     assert rows.twins == [{"unsafe": "user: bad 0", "safe": "user: good 0", "label": unknown}]
     assert rows.rules == [
-        {"unsafe": "user: bad 1", "safe": "user: good 1", "rule": "Be kind.", "label": [2, 1.0]}
+        {"unsafe": "user: bad 1", "safe": "user: good 1", "rule": "Be kind.", "label": [2, 1.5, -1]}
     ]
     assert list(rows.rules[0]) == ["unsafe", "safe", "rule", "label"]  # the trainer reads by order
-    assert rows.norms == [{"text": "user: a", "rule": "Be fair.", "label": [0, 0.25]}]
+    assert rows.norms == [{"text": "user: a", "rule": "Be fair.", "label": [0, 0.25, 1]}]
+
+
+def test_sources_for_contrast_alone_have_no_level():
+    rows = build_rows([], [twin(0), twin(1, "justice")], [], EncoderConfig(contrast_only=["justice"]))
+    assert sorted((row["unsafe"], row["label"][1]) for row in rows.twins) == [
+        ("user: bad 0", 1.0),
+        ("user: bad 1", 0.0),
+    ]
 
 
 def test_limits_per_source():
@@ -551,3 +565,86 @@ def test_from_data_to_run_folder_reproducibly(tiny_base, tmp_path):
     figures = json.loads((run / "metrics.json").read_text())
     assert 0 <= figures["val/pairs_pairwise"] <= 1
     assert equal(*models)
+
+
+# Hard negatives, large batches, an earlier run, several processes
+
+
+def same_but(kind, rows, **columns):
+    values = {name: getattr(rows, name) for name in ("level", "twins", "rules", "norms")}
+    values[kind] = [{**row, **columns, "label": row["label"]} for row in values[kind]]
+    return TrainingRows(**values)
+
+
+def test_hard_negatives_stand_beside_every_rule(tiny_model):
+    rows = own_rows()
+    contrary = {"Share the bread.": "Keep the bread."}
+    found = with_hard_negatives(rows, tiny_model, contrary, count=2, seed=0)
+    by_rule = {row["rule"]: row["hard_0"] for row in found.norms}
+    assert by_rule["Share the bread."] == "Keep the bread."
+    assert by_rule["No beer then."] in ("Share the bread.", "No beer then.")  # itself if all else says the same
+    assert all(list(row)[-1] == "label" and "hard_1" in row for row in found.norms + found.rules)
+    assert (found.level, found.twins) == (rows.level, rows.twins)
+    plain = [{k: v for k, v in row.items() if not k.startswith("hard")} for row in found.rules]
+    assert plain == rows.rules
+    assert not tiny_model.training
+
+
+@pytest.mark.parametrize("changes", [{"hard_negatives": 2}, {"social_weights": False}])
+def test_other_contrasts_give_other_weights(tiny_base, tmp_path, changes):
+    rows = own_rows()
+    if "hard_negatives" in changes:
+        rows = with_hard_negatives(rows, fresh(tiny_base), {}, count=2, seed=0)
+    steps = {"max_steps": 8, "rule_weight": 1.0}
+    other = train(fresh(tiny_base), rows, recipe(tiny_base, **steps, **changes), tmp_path / "other")
+    plain = train(fresh(tiny_base), own_rows(), recipe(tiny_base, **steps), tmp_path / "plain")
+    assert not equal(other, plain)
+    assert all(value.isfinite().all() for value in other.state_dict().values())
+
+
+def test_a_cached_batch_trains_as_the_plain_one(tiny_base, tmp_path):
+    """Six situations at once, two at a time in memory, against six in memory."""
+    norms = own_rows().norms * 3
+    rows = TrainingRows([], [], [], norms)
+    base = fresh(tiny_base)
+    for module in base.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    state = {name: value.clone() for name, value in base.state_dict().items()}
+    cached = train(base, rows, recipe(tiny_base, batch_size=2, n_pair_batch=6, max_steps=3), tmp_path / "a")
+    weights = {name: value.clone() for name, value in cached.state_dict().items()}
+    base.load_state_dict(state)
+    plain = train(base, rows, recipe(tiny_base, batch_size=12, max_steps=3), tmp_path / "b")
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(weights[name], value, atol=1e-5), name
+
+
+def test_a_model_of_an_earlier_run_keeps_its_heads(finished, tiny_base):
+    run, model = finished
+    again = build_model(str(run / "model"), max_tokens=32)
+    assert equal(again.cpu(), model.cpu())
+    assert again.max_seq_length == 32
+    assert not equal(build_model(str(tiny_base), max_tokens=32), model)
+
+
+def test_two_processes_share_their_negatives(tiny_base, tmp_path):
+    """Under torchrun: the same loss and gradients as one process with both halves, one model saved."""
+    worker = Path(__file__).with_name("torchrun_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(worker), str(tiny_base), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert report[0]["weights"] == report[1]["weights"]
+    assert report[0]["loss"] == pytest.approx(report[0]["whole_loss"], abs=1e-6)
+    for rank in report:
+        assert rank["gradient"] == pytest.approx(rank["whole_gradient"], rel=1e-5)
+    assert (tmp_path / "run" / "model" / "modules.json").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if "train_loss" in row]) == 1  # one process writes

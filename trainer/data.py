@@ -16,6 +16,7 @@ from .mix import Norm
 
 RESOURCES = Path(__file__).parent / "resources"
 PAIRS = RESOURCES / "pairs.jsonl"
+SITUATIONS = RESOURCES / "situations.jsonl"
 CASUAL = RESOURCES / "casual.jsonl"
 # Contrasts under a contrary norm turn right and wrong round: without the norm as input they mislead.
 CONTRARY = "contrary_norm"
@@ -32,12 +33,14 @@ class DataSplit:
         twins: matched pairs of all sources.
         norms: (situation, rule) pairs.
         bank: our own dialogues as examples.
+        contrary: from a rule's text to that of the contrary rule, where a set has one.
     """
 
     examples: list[Example] = field(repr=False)
     twins: list[Twin] = field(repr=False)
     norms: list[Norm] = field(repr=False)
     bank: list[Example] = field(repr=False)
+    contrary: dict[str, str] = field(repr=False, default_factory=dict)
 
 
 def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[Example], list[Twin]]:
@@ -46,7 +49,7 @@ def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[
     A rule with all its dialogues, and a pair with both its versions, is in one split only.
     """
     bank, near_misses = loaders.load_bank(load_bank() if rules is None else rules)
-    pairs = loaders.load_pairs(PAIRS)
+    pairs = loaders.load_pairs(PAIRS) + loaders.load_situations(SITUATIONS)
 
     def mine(group: str) -> bool:
         return loaders.split_of(group, test=OWN_TEST, val=OWN_VAL) == split
@@ -80,11 +83,17 @@ def load_split(
         return DataSplit([], twins, [], bank)
     examples = loaders.load_examples(data_dir, sources, split)
     public = loaders.load_twins(data_dir, sources, split)
+    opposite = {twin.group: twin.rule for twin in public if twin.kind == CONTRARY}
+    contrary = {
+        twin.rule: opposite[twin.group]
+        for twin in public
+        if twin.kind != CONTRARY and twin.rule and twin.group in opposite
+    }
     twins = [twin for twin in public if twin.kind != CONTRARY] + twins
     norms: list[Norm] = []
     if sources is None or "social_chem_101" in sources:
         norms = [
-            Norm(as_text([Turn("user", pair.text)]), pair.rule, pair.weight)
+            Norm(as_text([Turn("user", pair.text)]), pair.rule, pair.weight, pair.foundation)
             for pair in loaders.load_norm_pairs(data_dir, split)
         ]
-    return DataSplit(examples, twins, norms, bank)
+    return DataSplit(examples, twins, norms, bank, contrary)

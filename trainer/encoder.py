@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util.distributed import get_world_size
 from torch import nn
 from transformers import TrainerCallback
 
@@ -32,7 +33,8 @@ from guardrail.errors import ConfigError, MissingDependencyError
 
 from .config import EncoderConfig
 from .mix import TrainingRows
-from .objectives import LevelObjective, NormObjective, TwinObjective
+from .objectives import LevelObjective, NormObjective, RuleContrast, TwinObjective
+from .sampling import LengthGroupedBatchSampler, SameSetBatchSampler
 
 HIDDEN = 256
 
@@ -54,12 +56,17 @@ def base_folder(base: str) -> str:
 
 
 def build_model(base: str, max_tokens: int) -> SentenceTransformer:
-    """Return a base encoder with fresh heads.
+    """Return a base encoder with fresh heads, or one of an earlier run with the heads that it has.
 
     Args:
         base: "minilm", a folder or a hub id of a transformers or sentence-transformers encoder.
         max_tokens: longest input, tokens.
     """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if _has_heads(base):
+        model = SentenceTransformer(base, device=device)
+        model.max_seq_length = max_tokens
+        return model
     transformer = Transformer(base_folder(base), max_seq_length=max_tokens)
     size = transformer.get_embedding_dimension()
     return SentenceTransformer(
@@ -77,8 +84,16 @@ def build_model(base: str, max_tokens: int) -> SentenceTransformer:
             Dense(size, size, activation_function=nn.Identity(), module_output_name="violation_embedding"),
             Normalize(),
         ],
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=device,
     )
+
+
+def _has_heads(base: str) -> bool:
+    modules = Path(base) / "modules.json"
+    if not modules.is_file():
+        return False
+    configs = (Path(base) / part["path"] / "config.json" for part in json.loads(modules.read_text("utf-8")))
+    return any('"level_logits"' in path.read_text("utf-8") for path in configs if path.is_file())
 
 
 def train(
@@ -110,6 +125,12 @@ def train(
         raise ConfigError(
             f"expected a checkpoint to resume from in {run}, found none; start without --resume"
         )
+    processes = get_world_size()
+    if processes > 1 and config.n_pair_batch:
+        raise ConfigError(
+            f"expected n_pair_batch 0 with {processes} processes, got {config.n_pair_batch}; "
+            f"several processes share their negatives already"
+        )
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
     (run / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
@@ -132,7 +153,10 @@ def train(
         save_steps=config.save_steps,
         save_total_limit=1,
         report_to="none",
-        batch_sampler=LengthGroupedBatchSampler,
+        batch_sampler=partial(LengthGroupedBatchSampler, n_pair_batch=config.n_pair_batch),
+        multi_dataset_batch_sampler=partial(SameSetBatchSampler, processes=processes),
+        # Processes share their rules as negatives, so all must hold as many.
+        dataloader_drop_last=processes > 1,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -144,26 +168,33 @@ def train(
         callbacks=[_History(run, model, evaluate)],
     )
     trainer.train(resume_from_checkpoint=resume or None)
-    model.save(str(run / "model"), create_model_card=False)
-    plot_curves(run)
+    if trainer.is_world_process_zero():
+        model.save(str(run / "model"), create_model_card=False)
+        plot_curves(run)
     return model
 
 
 def _objectives(
     model: SentenceTransformer, rows: TrainingRows, config: EncoderConfig
 ) -> tuple[dict[str, Dataset], dict[str, nn.Module]]:
-    weights = {
+    contrast = RuleContrast(config.temperature, config.social_weights)
+    weights: dict[str, Any] = {
         "twin_weight": config.twin_weight,
         "level_weight": config.twin_level_weight,
         "rule_weight": config.rule_weight,
         "stance_weight": config.stance_weight,
-        "temperature": config.temperature,
+        "contrast": contrast,
     }
     objectives: dict[str, nn.Module] = {
         "level": LevelObjective(model, weight=config.level_weight),
         "twins": TwinObjective(model, **weights),
         "rules": TwinObjective(model, **weights),
-        "norms": NormObjective(model, weight=config.rule_weight, temperature=config.temperature),
+        "norms": NormObjective(
+            model,
+            weight=config.rule_weight,
+            contrast=contrast,
+            chunk=config.batch_size if config.n_pair_batch else 0,
+        ),
     }
     datasets = {
         name: Dataset.from_list(getattr(rows, name)) for name, count in rows.counts().items() if count
@@ -174,34 +205,6 @@ def _objectives(
 def _word_embeddings(model: SentenceTransformer) -> nn.Module:
     embeddings: nn.Module = model[0].model.get_input_embeddings()
     return embeddings
-
-
-class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # untyped library
-    """Batches of about equal length, in random order: on a CPU padding costs as much as text."""
-
-    CHUNK = 64  # batches that are shuffled together before they are sorted by length
-
-    def __init__(self, dataset: Dataset, batch_size: int, *args: Any, **kwargs: Any) -> None:
-        text_columns = [name for name in dataset.column_names if name != "label"]
-        # A step on pairs encodes two texts a row, so it takes half the rows.
-        rows = max(2, batch_size // (1 if len(text_columns) == 1 else 2))
-        super().__init__(dataset, rows, *args, **kwargs)
-        columns = [dataset[name] for name in text_columns]
-        self.lengths = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the batches of the current epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        chunk = self.CHUNK * self.batch_size
-        batches: list[list[int]] = []
-        for start in range(0, len(order), chunk):
-            members = sorted(order[start : start + chunk], key=self.lengths.__getitem__)
-            batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
-        if self.drop_last:
-            batches = [batch for batch in batches if len(batch) == self.batch_size]
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[index]
 
 
 class _History(TrainerCallback):  # type: ignore[misc]  # untyped library
@@ -225,12 +228,14 @@ class _History(TrainerCallback):  # type: ignore[misc]  # untyped library
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Append the validation figures."""
-        if self.evaluate is not None:
+        if self.evaluate is not None and state.is_world_process_zero:
             self.model.eval()
             self._append(state, self.evaluate(self.model))
             self.model.train()
 
     def _append(self, state: Any, figures: dict[str, Any]) -> None:
+        if not state.is_world_process_zero:
+            return
         row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 3), **figures}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -44,6 +44,7 @@ class Twin:
         source: name of the dataset.
         level: level of the unsafe version, or None.
         kind: the kind of contrast, or "".
+        foundation: moral foundation of the rule, or "".
     """
 
     unsafe: tuple[Turn, ...] = field(repr=False)
@@ -53,3 +54,4 @@ class Twin:
     source: str
     level: Level | None = None
     kind: str = ""
+    foundation: str = ""

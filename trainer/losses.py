@@ -63,48 +63,89 @@ def socially_aware_n_pair_loss(
     conversations: Tensor,
     rules: Tensor,
     *,
+    own: Tensor | None = None,
     weights: Tensor | None = None,
     negative_weights: Tensor | None = None,
+    hard_negatives: Tensor | None = None,
+    hard_weights: Tensor | None = None,
     temperature: float = 0.05,
 ) -> Tensor:
-    """Return the socially aware n-pair loss over in-batch rules.
+    """Return the socially aware n-pair loss over the rules of a batch and hard negatives.
 
-    L = -(1/N) sum_i a_i log( e^{s_ii/t} / (e^{s_ii/t} + sum_{j != i} w_ij e^{s_ij/t}) ), s the cosine.
+    L = -(1/b) sum_i a_i log( e^{s(c_i, r_i)/t} / (e^{s(c_i, r_i)/t} + sum_{j != i} w_ij e^{s(c_i, r_j)/t}
+    + sum_m v_im e^{s(c_i, h_im)/t}) ), s the cosine.
 
-    With all weights 1 this is InfoNCE, the multi-class n-pair loss (Sohn 2016) on unit vectors.
+    With all weights 1 and no hard negatives this is InfoNCE, the multi-class n-pair loss (Sohn 2016)
+    on unit vectors. Letters: n rules, at least b; m hard negatives.
 
     Args:
         conversations: (b, d), of any length; they are normalised here.
-        rules: (b, d), row i the rule that conversation i touches.
+        rules: (n, d); more than b where other processes' rules serve as negatives too.
+        own: (b,) position in `rules` of the rule that conversation i touches; row i if not given.
         weights: (b,) a_i, by severity and agreement; 1 if not given.
-        negative_weights: (b, b) w_ij in [0, 1]; 0 removes a false negative; 1 if not given.
+        negative_weights: (b, n) w_ij in [0, 1]; 0 removes a false negative; 1 if not given. The entry
+            of the own rule is not read.
+        hard_negatives: (b, m, d) h_im: they share topic and words with the rule, but not the norm.
+        hard_weights: (b, m) v_im in [0, 1]; 0 for a place that holds no negative; 1 if not given.
         temperature: divides the cosine, > 0.
 
     Returns:
         Scalar.
     """
-    similarity = F.normalize(conversations, dim=1) @ F.normalize(rules, dim=1).T / temperature  # (b, b)
+    unit = F.normalize(conversations, dim=1)  # (b, d)
+    scores = unit @ F.normalize(rules, dim=1).T / temperature  # (b, n)
+    own = torch.arange(len(unit), device=unit.device) if own is None else own  # (b,)
     if negative_weights is not None:
-        eye = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-        w = torch.where(eye, torch.ones_like(negative_weights), negative_weights)  # (b, b)
-        # A weight is added in log space; log 0 = -inf takes the term out of the sum.
-        similarity = similarity + torch.log(w)
-    nll = -F.log_softmax(similarity, dim=1).diagonal()  # (b,)
+        scores = scores + _log_weights(negative_weights.scatter(1, own[:, None], 1.0))
+    if hard_negatives is not None and hard_negatives.shape[1]:
+        hard = (F.normalize(hard_negatives, dim=2) @ unit[:, :, None]).squeeze(2) / temperature  # (b, m)
+        hard = hard if hard_weights is None else hard + _log_weights(hard_weights)
+        scores = torch.cat([scores, hard], dim=1)  # (b, n + m)
+    nll = -F.log_softmax(scores, dim=1).gather(1, own[:, None]).squeeze(1)  # (b,)
     return nll.mean() if weights is None else (weights * nll).mean()
 
 
-def same_rule_mask(rules: Tensor, threshold: float = 0.8) -> Tensor:
-    """Return w_ij = 0 where two rules of the batch say the same, 1 elsewhere.
+def _log_weights(weights: Tensor) -> Tensor:
+    """A weight is added in log space; log 0 = -inf takes its term out of the sum, gradient and all."""
+    return torch.log(weights)
+
+
+def false_negative_weights(
+    anchors: Tensor,
+    rules: Tensor,
+    *,
+    same: float = 0.8,
+    graded: bool = False,
+    anchor_foundations: Tensor | None = None,
+    foundations: Tensor | None = None,
+) -> Tensor:
+    """Return w_ij, how far rule j may serve as a negative for a conversation that touches rule i.
+
+    A rule that says the same is no negative: 0 from the cosine `same` on. Graded weights are the
+    socially aware part: they fall in a line from 1 at the cosine `same` / 2 to 0 at `same`, and are
+    halved where both rules rest on the same moral foundation.
 
     Args:
-        rules: (b, d) embeddings of the current encoder; no gradient flows through the mask.
-        threshold: cosine from which two rules count as the same.
+        anchors: (b, d) embeddings of the own rules, by the current encoder or a teacher; no gradient
+            flows through the weights.
+        rules: (n, d) embeddings of all rules.
+        same: cosine from which two rules count as the same, (0, 1].
+        graded: False for 0 and 1 alone.
+        anchor_foundations: (b,) number of the moral foundation of the own rule; -1 where not known.
+        foundations: (n,) the same of all rules.
 
     Returns:
-        (b, b) of 0 and 1.
+        (b, n) in [0, 1].
     """
-    unit = F.normalize(rules.detach(), dim=1)
-    return (unit @ unit.T < threshold).to(rules.dtype)
+    cosine = F.normalize(anchors.detach(), dim=1) @ F.normalize(rules.detach(), dim=1).T  # (b, n)
+    if not graded:
+        return (cosine < same).to(rules.dtype)
+    weights = ((same - cosine) / (same / 2)).clamp(0.0, 1.0)
+    if anchor_foundations is not None and foundations is not None:
+        known = (anchor_foundations >= 0)[:, None]
+        alike = known & (anchor_foundations[:, None] == foundations[None, :])  # (b, n)
+        weights = torch.where(alike, weights / 2, weights)
+    return weights
 
 
 def violation_logits(violation: Tensor, rules: Tensor, level_logits: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+from guardrail.rules.schema import Foundation
 from guardrail.types import Level
 
 from .config import EncoderConfig
@@ -16,6 +17,10 @@ from .inputs import as_text
 from .losses import UNSAFE_OF_UNKNOWN_LEVEL
 
 CLASSES = {Level.CASUAL: 0, Level.NEEDS_CAUTION: 1, Level.NEEDS_INTERVENTION: 2}
+FOUNDATIONS = get_args(Foundation)
+UNKNOWN = -1
+# The a_i of the n-pair loss: what endangers somebody weighs more than what hurts a feeling.
+SEVERITY: dict[Level | None, float] = {Level.NEEDS_INTERVENTION: 1.5}
 Row = dict[str, object]
 T = TypeVar("T", Example, Twin)
 
@@ -25,7 +30,7 @@ class TrainingRows:
     """Rows of the three data sets that the trainer reads, by the objective that they feed.
 
     Attributes:
-        level: text, label = (class, weight).
+        level: text, label = (class, weight, moral foundation of the rule or -1).
         twins: unsafe, safe, label; no rule is known.
         rules: unsafe, safe, rule, label.
         norms: text, rule, label; for retrieval alone.
@@ -48,6 +53,7 @@ class Norm:
     text: str = field(repr=False)
     rule: str
     weight: float
+    foundation: str = ""
 
 
 def build_rows(
@@ -65,7 +71,7 @@ def build_rows(
     kept = _limited(examples, config, rng)
     pairs = _limited(twins, config, rng)
     level: list[Row] = [
-        {"text": as_text(item.turns), "label": [_class(item.level, item.unsafe), item.weight]}
+        {"text": as_text(item.turns), "label": [_class(item.level, item.unsafe), item.weight, UNKNOWN]}
         for item in kept
         for _ in range(config.source_repeats.get(item.source, 1))
     ]
@@ -75,12 +81,20 @@ def build_rows(
         row: Row = {"unsafe": as_text(twin.unsafe), "safe": as_text(twin.safe)}
         if twin.rule:
             row["rule"] = twin.rule
-        row["label"] = [_class(twin.level, True), 1.0]
+        weight = 0.0 if twin.source in config.contrast_only else SEVERITY.get(twin.level, 1.0)
+        row["label"] = [_class(twin.level, True), weight, _foundation(twin.foundation)]
         (ruled if twin.rule else plain).append(row)
     limit = config.source_limits.get("social_chem_101", config.max_per_source)
     chosen = norms if len(norms) <= limit else rng.sample(list(norms), limit)
-    norm_rows: list[Row] = [{"text": n.text, "rule": n.rule, "label": [0, n.weight]} for n in chosen]
+    norm_rows: list[Row] = [
+        {"text": norm.text, "rule": norm.rule, "label": [0, norm.weight, _foundation(norm.foundation)]}
+        for norm in chosen
+    ]
     return TrainingRows(level, plain, ruled, norm_rows)
+
+
+def _foundation(name: str) -> int:
+    return FOUNDATIONS.index(name) if name in FOUNDATIONS else UNKNOWN
 
 
 def _class(level: Level | None, unsafe: bool) -> int:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util.distributed import get_rank
 from transformers import set_seed
 
 from guardrail.rules import Rule
@@ -13,6 +14,7 @@ from guardrail.rules import Rule
 from .config import EncoderConfig
 from .data import load_split
 from .encoder import build_model, train
+from .mining import with_hard_negatives
 from .mix import build_rows
 from .scoring import torch_scorer
 from .validation import validation_figures
@@ -50,14 +52,18 @@ def train_encoder(
     run.mkdir(parents=True, exist_ok=True)
     (run / "rows.json").write_text(json.dumps(rows.counts()), encoding="utf-8")
     set_seed(config.seed)  # before the heads are drawn
+    model = build_model(config.base, config.max_tokens)
+    if config.hard_negatives:
+        rows = with_hard_negatives(rows, model, data.contrary, count=config.hard_negatives, seed=config.seed)
     model = train(
-        build_model(config.base, config.max_tokens),
+        model,
         rows,
         config,
         run,
         evaluate=lambda trained: validation_figures(torch_scorer(trained), val),
         resume=resume,
     )
-    figures = validation_figures(torch_scorer(model.eval()), val)
-    (run / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    if get_rank() == 0:
+        figures = validation_figures(torch_scorer(model.eval()), val)
+        (run / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return model

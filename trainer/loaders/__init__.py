@@ -20,6 +20,7 @@ from .casual import dailydialog_openings
 from .common import SPLITS, Job, LoadReport, Split, clean, normalise, split_of, without_overlap
 from .norms import NormPair, load_norm_pairs
 from .own import load_bank, load_casual, load_pairs
+from .situations import load_situations
 
 __all__ = [
     "SOURCES",
@@ -34,6 +35,7 @@ __all__ = [
     "load_examples",
     "load_norm_pairs",
     "load_pairs",
+    "load_situations",
     "load_twins",
     "normalise",
     "split_of",

@@ -48,6 +48,7 @@ class NormPair:
         group: situation that it belongs to: never in two splits.
         source: name of the dataset.
         weight: share of people said to agree with the rule, (0, 1].
+        foundation: the first moral foundation named, in our words, or "".
     """
 
     text: str = field(repr=False)
@@ -55,6 +56,7 @@ class NormPair:
     group: str
     source: str
     weight: float = 1.0
+    foundation: str = ""
 
 
 def _label(cell: str) -> bool:
@@ -191,13 +193,18 @@ def load_norm_pairs(data_dir: Path, split: Split, report: LoadReport | None = No
         if row["rot-bad"] == "1":
             return None
         step = int(float(row["rot-agree"])) if row["rot-agree"] else 2
-        return NormPair(text, rule, job.group(text), job.source, _AGREE[step])
+        return NormPair(text, rule, job.group(text), job.source, _AGREE[step], _foundation(row))
 
     full = "social_chem_101/social-chem-101.v1.0.tsv"
     parts = [f"social_chem_101/{part}_sc101.csv" for part in ("obligatory", "optional")]
     names = [(full, "\t")] if job.find(full) else [(part, ",") for part in parts]
     pairs = (pair for name, mark in names for pair in job.csv_rows(name, parse, mark))
     return [pair for pair in pairs if split_of(pair.group, test=0.1) == split]
+
+
+def _foundation(row: dict[str, str]) -> str:
+    """Return "care" of "care-harm|fairness-cheating"; the published column, if the file has it."""
+    return (row.get("rot-moral-foundations") or "").split("|")[0].split("-")[0]
 
 
 def sbic(job: Job) -> Iterator[Example]:

@@ -22,7 +22,16 @@ def load_bank(rules: Iterable[Rule]) -> tuple[list[Example], list[Twin]]:
         good = [_example(rule, near_miss.turns, "casual") for near_miss in rule.near_misses]
         examples += bad + good
         twins += [
-            Twin(b.turns, g.turns, rule.text, rule.id, "bank", level=b.level, kind="near_miss")
+            Twin(
+                b.turns,
+                g.turns,
+                rule.text,
+                rule.id,
+                "bank",
+                level=b.level,
+                kind="near_miss",
+                foundation=rule.foundation,
+            )
             for b in bad
             for g in good
         ]

@@ -1,0 +1,73 @@
+"""Which rows make a batch, and in which order the batches of several data sets come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetDefaultBatchSampler
+
+
+class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # untyped library
+    """Batches of about equal length, in random order: on a CPU padding costs as much as text."""
+
+    CHUNK = 64  # batches that are shuffled together before they are sorted by length
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, *args: Any, n_pair_batch: int = 0, **kwargs: Any
+    ) -> None:
+        text_columns = [name for name in dataset.column_names if name != "label"]
+        if n_pair_batch and "text" in text_columns and "rule" in text_columns:
+            rows = n_pair_batch
+        else:
+            # A step on pairs encodes two texts a row, so it takes half the rows.
+            rows = max(2, batch_size // (1 if len(text_columns) == 1 else 2))
+        super().__init__(dataset, rows, *args, **kwargs)
+        columns = [dataset[name] for name in text_columns]
+        self.lengths = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the current epoch."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        chunk = self.CHUNK * self.batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), chunk):
+            members = sorted(order[start : start + chunk], key=self.lengths.__getitem__)
+            batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
+        if self.drop_last:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[index]
+
+
+class SameSetBatchSampler(MultiDatasetDefaultBatchSampler):  # type: ignore[misc]  # untyped library
+    """Batches of all data sets in random order, each set as often as it has batches.
+
+    With p processes, p batches of one set follow each other: process k takes every k-th batch, and
+    they can share their rules as negatives only if all are at the same loss with as many rows. What
+    is left of a set after its last full round is left out of the epoch.
+    """
+
+    def __init__(self, *args: Any, processes: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the current epoch, as positions in the joined data sets."""
+        generator = torch.Generator().manual_seed((self.seed or 0) + self.epoch)
+        offset = 0
+        rounds: list[list[list[int]]] = []
+        for dataset, sampler in zip(self.dataset.datasets, self.batch_samplers, strict=True):
+            batches = [[row + offset for row in batch] for batch in sampler]
+            whole = len(batches) - len(batches) % self.processes
+            rounds += [batches[i : i + self.processes] for i in range(0, whole, self.processes)]
+            offset += len(dataset)
+        for index in torch.randperm(len(rounds), generator=generator).tolist():
+            yield from rounds[index]
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch, of all processes together."""
+        return sum(len(sampler) - len(sampler) % self.processes for sampler in self.batch_samplers)
