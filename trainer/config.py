@@ -44,6 +44,8 @@ class EncoderConfig(BaseModel):
         max_per_source: most examples of one source, chosen by the seed.
         source_limits: the same for single sources.
         source_repeats: how often the single conversations of a source are seen per epoch.
+        padded_share: share of the single conversations that get unrelated harmless talk in front: what
+            is judged is the last turn, however long the talk before it.
         contrast_only: sources whose twins feed the twin loss alone, not the level.
         max_steps: stop after so many steps; -1 for no limit.
         save_steps: steps between two checkpoints.
@@ -73,6 +75,7 @@ class EncoderConfig(BaseModel):
     max_per_source: Annotated[int, Field(ge=1)] = 10_000
     source_limits: dict[str, Annotated[int, Field(ge=0)]] = {}
     source_repeats: dict[str, Annotated[int, Field(ge=1)]] = {}
+    padded_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     contrast_only: list[str] = []
     max_steps: int = -1
     save_steps: Annotated[int, Field(ge=1)] = 250

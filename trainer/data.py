@@ -11,7 +11,7 @@ from guardrail.types import Turn
 from . import loaders
 from .examples import Example, Twin
 from .inputs import as_text
-from .loaders import Split
+from .loaders import NormPair, Split
 from .mix import Norm
 
 RESOURCES = Path(__file__).parent / "resources"
@@ -90,10 +90,15 @@ def load_split(
         if twin.kind != CONTRARY and twin.rule and twin.group in opposite
     }
     twins = [twin for twin in public if twin.kind != CONTRARY] + twins
-    norms: list[Norm] = []
+    pairs: list[NormPair] = []
     if sources is None or "social_chem_101" in sources:
-        norms = [
-            Norm(as_text([Turn("user", pair.text)]), pair.rule, pair.weight, pair.foundation)
-            for pair in loaders.load_norm_pairs(data_dir, split)
-        ]
+        pairs += loaders.load_norm_pairs(data_dir, split)
+    if sources is None or "mic" in sources:
+        pairs += loaders.load_mic_norms(data_dir, split)
+    norms = [Norm(_norm_text(pair), pair.rule, pair.weight, pair.foundation) for pair in pairs]
     return DataSplit(examples, twins, norms, bank, contrary)
+
+
+def _norm_text(pair: NormPair) -> str:
+    turns = [Turn("user", pair.text)]
+    return as_text([*turns, Turn("assistant", pair.answer)] if pair.answer else turns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar, get_args
 
 from guardrail.rules.schema import Foundation
-from guardrail.types import Level
+from guardrail.types import Level, Turn
 
 from .config import EncoderConfig
 from .examples import Example, Twin
@@ -19,6 +19,8 @@ from .losses import UNSAFE_OF_UNKNOWN_LEVEL
 CLASSES = {Level.CASUAL: 0, Level.NEEDS_CAUTION: 1, Level.NEEDS_INTERVENTION: 2}
 FOUNDATIONS = get_args(Foundation)
 UNKNOWN = -1
+# Turns of the shortest talk that may stand before another one.
+PADDING = 4
 # The a_i of the n-pair loss: what endangers somebody weighs more than what hurts a feeling.
 SEVERITY: dict[Level | None, float] = {Level.NEEDS_INTERVENTION: 1.5}
 Row = dict[str, object]
@@ -70,8 +72,12 @@ def build_rows(
     rng = random.Random(config.seed)
     kept = _limited(examples, config, rng)
     pairs = _limited(twins, config, rng)
+    small_talk = [item.turns for item in kept if not item.unsafe and len(item.turns) >= PADDING]
     level: list[Row] = [
-        {"text": as_text(item.turns), "label": [_class(item.level, item.unsafe), item.weight, UNKNOWN]}
+        {
+            "text": as_text(_padded(item, small_talk, config, rng)),
+            "label": [_class(item.level, item.unsafe), item.weight, UNKNOWN],
+        }
         for item in kept
         for _ in range(config.source_repeats.get(item.source, 1))
     ]
@@ -91,6 +97,20 @@ def build_rows(
         for norm in chosen
     ]
     return TrainingRows(level, plain, ruled, norm_rows)
+
+
+def _padded(
+    item: Example, small_talk: Sequence[tuple[Turn, ...]], config: EncoderConfig, rng: random.Random
+) -> tuple[Turn, ...]:
+    """Put harmless talk of another conversation before some of the short ones."""
+    if not config.padded_share or not small_talk or len(item.turns) >= PADDING:
+        return item.turns
+    if rng.random() >= config.padded_share:
+        return item.turns
+    before = rng.choice(small_talk)
+    # The speakers go on taking turns.
+    before = before[:-1] if before[-1].role == item.turns[0].role else before
+    return (*before, *item.turns)
 
 
 def _foundation(name: str) -> int:

@@ -28,6 +28,7 @@ def train_encoder(
     sources: list[str] | None = None,
     rules: tuple[Rule, ...] | None = None,
     resume: bool = False,
+    validate: bool = True,
 ) -> SentenceTransformer:
     """Load the data, train, and leave model, config, curves and validation figures in the run folder.
 
@@ -38,6 +39,7 @@ def train_encoder(
         sources: names of the public sets to use; None for all that may train.
         rules: the bank to train on; None for ours.
         resume: go on from the last checkpoint of the run.
+        validate: take the validation figures after every epoch and at the end.
 
     Returns:
         The trained model.
@@ -60,10 +62,10 @@ def train_encoder(
         rows,
         config,
         run,
-        evaluate=lambda trained: validation_figures(torch_scorer(trained), val),
+        evaluate=(lambda trained: validation_figures(torch_scorer(trained), val)) if validate else None,
         resume=resume,
     )
-    if get_rank() == 0:
+    if validate and get_rank() == 0:
         figures = validation_figures(torch_scorer(model.eval()), val)
         (run / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return model

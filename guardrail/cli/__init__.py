@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import GuardrailError
-from . import rules, train
+from . import data, rules, train
 from .check import check
+from .evaluate import evaluate
 from .options import AsJson
 from .output import (
     BROKEN_PIPE,
@@ -58,7 +59,8 @@ app = typer.Typer(
 app.command(epilog=EXIT_CODES)(check)
 app.add_typer(rules.app, name="rules")
 app.add_typer(train.app, name="train")
-app.command("eval")(train.evaluate)
+app.add_typer(data.app, name="data")
+app.command("eval")(evaluate)
 
 
 @app.command()

@@ -15,9 +15,10 @@ from typing import TypeVar
 from guardrail.errors import ConfigError
 
 from ..examples import Example, Twin
-from . import casual, dialogue_safety, norms, requests
+from . import casual, dialogue_safety, mic, norms, plain, requests
 from .casual import dailydialog_openings
 from .common import SPLITS, Job, LoadReport, Split, clean, normalise, split_of, without_overlap
+from .mic import load_mic_norms
 from .norms import NormPair, load_norm_pairs
 from .own import load_bank, load_casual, load_pairs
 from .situations import load_situations
@@ -33,11 +34,13 @@ __all__ = [
     "load_bank",
     "load_casual",
     "load_examples",
+    "load_mic_norms",
     "load_norm_pairs",
     "load_pairs",
     "load_situations",
     "load_twins",
     "normalise",
+    "present",
     "split_of",
     "without_overlap",
 ]
@@ -56,12 +59,15 @@ class Source:
         splits: the splits that it has. Without "train" it is for evaluation only.
         examples: yields its judged turns, or None.
         twins: yields its contrasts, or None.
+        optional: file or folder that it is read from, where it may be missing: then the source is
+            passed over unless it is asked for by name. "" if it must be there.
     """
 
     licence: str
     splits: tuple[Split, ...] = _ALL
     examples: Callable[[Job], Iterator[Example]] | None = None
     twins: Callable[[Job], Iterator[Twin]] | None = None
+    optional: str = ""
 
     @property
     def may_train(self) -> bool:
@@ -90,6 +96,8 @@ SOURCES: dict[str, Source] = {
     "hh_rlhf": Source("MIT", twins=requests.hh_rlhf_twins),
     "safetext": Source("MIT", twins=requests.safetext_twins),
     "requests": Source("Apache-2.0; AdvBench MIT", examples=requests.requests),
+    "mic": Source("by agreement with its authors", examples=mic.mic, twins=mic.mic_twins, optional=mic.FILE),
+    "own": Source("yours", examples=plain.own, twins=plain.own_twins, optional=plain.FOLDER),
     "self_dialogue": Source("BSD-3-Clause", _NO_TEST, examples=casual.SELF_DIALOGUE),
     "topical_chat": Source("CDLA-Sharing-1.0", _NO_TEST, examples=casual.TOPICAL_CHAT),
     "persona": Source("MIT / CC-BY-4.0", examples=casual.PERSONA),
@@ -127,7 +135,7 @@ def load_examples(
             is for evaluation only is asked for train or val.
         ArtifactError: if a file is missing or cannot be read.
     """
-    names = _chosen(sources, split, per_dialogue)
+    names = _kept(Path(data_dir), sources, _chosen(sources, split, per_dialogue))
     report = report or LoadReport()
     folder = Path(data_dir)
     found = _examples(names, Job(folder, "", split, per_dialogue, report))
@@ -149,7 +157,8 @@ def load_twins(
     A group that stands in a source's test split, in an example or a twin, is kept out of train; one of
     either is kept out of val.
     """
-    names = [name for name in _chosen(sources, split, 1) if SOURCES[name].twins]
+    chosen = _kept(Path(data_dir), sources, _chosen(sources, split, 1))
+    names = [name for name in chosen if SOURCES[name].twins]
     report = report or LoadReport()
     folder = Path(data_dir)
     found = _twins(names, Job(folder, "", split, report=report))
@@ -186,6 +195,23 @@ def _other_groups(found: Iterable[_L], others: Iterable[Example | Twin]) -> list
 def _held(found: Iterable[_L], kept: list[_L], report: LoadReport) -> list[_L]:
     report.held_back.update(Counter(item.source for item in found) - Counter(item.source for item in kept))
     return kept
+
+
+def present(data_dir: Path, asked: Sequence[str] | None) -> list[str]:
+    """Return the names that were asked for; without any, all but optional ones that are not there."""
+    if asked is not None:
+        return list(asked)
+    job = Job(data_dir, "", "train")
+    return [
+        name
+        for name, source in SOURCES.items()
+        if not source.optional or (data_dir / source.optional).exists() or job.find(source.optional)
+    ]
+
+
+def _kept(data_dir: Path, asked: Sequence[str] | None, names: list[str]) -> list[str]:
+    there = set(present(data_dir, asked))
+    return [name for name in names if name in there]
 
 
 def _chosen(sources: Sequence[str] | None, split: Split, per_dialogue: int) -> list[str]:

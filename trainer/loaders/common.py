@@ -52,14 +52,19 @@ class LoadReport:
         skipped: broken rows.
         reasons: for the first broken rows: file, row number (counted from 1) and why.
         held_back: rows kept out of train or val because another split has the same text or group.
+        seen: broken rows that are counted already.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     held_back: Counter[str] = field(default_factory=Counter)
+    seen: set[tuple[str, Path, int]] = field(default_factory=set, repr=False)
 
     def skip(self, source: str, path: Path, row: int, error: Exception) -> None:
-        """Count a broken row and note the reason if it is among the first."""
+        """Count a broken row, once however often it is read; note the reason if it is among the first."""
+        if (source, path, row) in self.seen:
+            return
+        self.seen.add((source, path, row))
         self.skipped[source] += 1
         reasons = self.reasons.setdefault(source, [])
         if len(reasons) < _REASONS_KEPT:

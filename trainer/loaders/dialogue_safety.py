@@ -220,7 +220,7 @@ def _prosocial_example(job: Job, texts: list[str], label: str, opening: str, rul
     level, weight = _PROSOCIAL[label.strip("_")]
     unsafe = level is not Level.CASUAL
     group = job.group(opening)
-    return Example(turns_of(texts), unsafe, group, job.source, level=level, rule=clean(rule), weight=weight)
+    return Example(turns_of(texts), unsafe, group, job.source, level, label.strip("_"), clean(rule), weight)
 
 
 def _prosocial_fields(row: Any) -> dict[str, Any]:

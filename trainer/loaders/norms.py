@@ -49,6 +49,7 @@ class NormPair:
         source: name of the dataset.
         weight: share of people said to agree with the rule, (0, 1].
         foundation: the first moral foundation named, in our words, or "".
+        answer: what was answered to the situation, where the rule is about that, or "".
     """
 
     text: str = field(repr=False)
@@ -57,6 +58,7 @@ class NormPair:
     source: str
     weight: float = 1.0
     foundation: str = ""
+    answer: str = field(default="", repr=False)
 
 
 def _label(cell: str) -> bool:
