@@ -41,7 +41,7 @@ from guardrail.trainer.metrics import (  # noqa: E402
 from guardrail.trainer.mining import with_hard_negatives  # noqa: E402
 from guardrail.trainer.mix import Norm, TrainingRows, build_rows  # noqa: E402
 from guardrail.trainer.pipeline import train_encoder  # noqa: E402
-from guardrail.trainer.sampling import LengthGroupedBatchSampler  # noqa: E402
+from guardrail.trainer.sampling import LengthGroupedBatchSampler, SameSetBatchSampler  # noqa: E402
 from guardrail.trainer.scoring import Outputs, torch_scorer  # noqa: E402
 from guardrail.trainer.validation import validation_figures  # noqa: E402
 
@@ -582,7 +582,7 @@ def test_hard_negatives_stand_beside_every_rule(tiny_model):
     found = with_hard_negatives(rows, tiny_model, contrary, count=2, seed=0)
     by_rule = {row["rule"]: row["hard_0"] for row in found.norms}
     assert by_rule["Share the bread."] == "Keep the bread."
-    assert by_rule["No beer then."] in ("Share the bread.", "No beer then.")  # itself if all else says the same
+    assert by_rule["No beer then."] in ("Share the bread.", "No beer then.")  # alike: itself
     assert all(list(row)[-1] == "label" and "hard_1" in row for row in found.norms + found.rules)
     assert (found.level, found.twins) == (rows.level, rows.twins)
     plain = [{k: v for k, v in row.items() if not k.startswith("hard")} for row in found.rules]
@@ -648,3 +648,44 @@ def test_two_processes_share_their_negatives(tiny_base, tmp_path):
     assert (tmp_path / "run" / "model" / "modules.json").is_file()
     rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert len([row for row in rows if "train_loss" in row]) == 1  # one process writes
+
+
+def test_unrelated_talk_stands_before_short_conversations():
+    talk = (Turn("user", "t1"), Turn("assistant", "t2"), Turn("user", "t3"), Turn("assistant", "t4"))
+    examples = [example(0, "talk", turns=talk), example(1, unsafe=True)]
+    examples.append(example(2, unsafe=True, turns=said("agreed", "assistant")))
+    rows = build_rows(examples, [], [], EncoderConfig(padded_share=1.0)).level
+    plain = build_rows(examples, [], [], EncoderConfig()).level
+    assert (
+        sorted(row["text"] for row in rows)
+        == sorted(
+            [
+                as_text(talk),  # long enough as it is
+                as_text((*talk, Turn("user", "text 1"))),
+                as_text((*talk[:-1], Turn("assistant", "agreed"))),  # the speakers take turns
+            ]
+        )
+    )
+    assert [row["label"] for row in rows] == [row["label"] for row in plain]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_take_batches_of_one_set_at_a_time(processes):
+    sets = [Dataset.from_list([{"text": "x" * i, "label": 0} for i in range(1, n)]) for n in (12, 8)]
+    joined = torch.utils.data.ConcatDataset(sets)
+    samplers = [LengthGroupedBatchSampler(data, 2, drop_last=processes > 1, seed=3) for data in sets]
+    sampler = SameSetBatchSampler(joined, samplers, seed=3, processes=processes)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    kinds = [{row >= len(sets[0]) for row in batch} for batch in batches]
+    assert all(len(kind) == 1 for kind in kinds)
+    for start in range(0, len(batches), processes):
+        assert len({tuple(kind) for kind in kinds[start : start + processes]}) == 1
+    rows = [row for batch in batches for row in batch]
+    assert len(rows) == len(set(rows))
+    if processes == 1:
+        assert sorted(rows) == list(range(len(joined)))
+        assert any(kinds[i] != kinds[i + 1] for i in range(len(kinds) - 1))
+    assert list(sampler) == batches
+    sampler.set_epoch(1)
+    assert list(sampler) != batches
