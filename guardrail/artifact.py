@@ -3,6 +3,7 @@
 manifest.json      format, encoder and index settings, canaries, SHA-256 and size of every other file
 model.onnx         the encoder
 tokenizer.json     its tokenizer
+model/             or, in place of these two, the encoder as sentence-transformers saves it
 calibration.json   calibration and thresholds, fitted for this very model file
 rules.faiss        vectors of the rules
 rules.jsonl        the rules; absent if they are the bank that ships with the library
@@ -13,26 +14,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .calibration import Calibration, as_json
 from .encoder import OnnxEncoder
-from .errors import ArtifactError
+from .errors import ArtifactError, ConfigError
 from .rule_index import RuleIndex
 from .rules import Rule, load_bank, read_rules, rules_digest
 
+if TYPE_CHECKING:
+    from .protocols import Encoder
+
+Backend = Literal["auto", "onnx", "torch"]
 FORMAT: Literal[1] = 1
 DEFAULT_FOLDER = Path(__file__).parent / "models" / "default"
-REQUIRED = ("model.onnx", "tokenizer.json", "calibration.json", "rules.faiss")
+ONNX_FILES = ("model.onnx", "tokenizer.json")
+TORCH_FOLDER = "model"
+TORCH_FILES = (f"{TORCH_FOLDER}/modules.json", f"{TORCH_FOLDER}/tokenizer.json")
+PARTS = ("calibration.json", "rules.faiss")
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_MANIFEST_BYTES = 1024**2
 HUB_PREFIX = "hf:"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+# A plain name; or one in model/, or in a folder of a module there.
+FileName = Annotated[str, Field(pattern=rf"^({TORCH_FOLDER}/({_NAME}/)?)?{_NAME}$")]
 
 
 class FileEntry(BaseModel):
@@ -61,7 +73,7 @@ class Manifest(BaseModel):
         name: of the model.
         dimension: size of an embedding.
         max_tokens: longest window.
-        encoder: SHA-256 of model and tokenizer together.
+        encoder: SHA-256 of the encoder's files together.
         index_encoder: the same, of the encoder that made the rule vectors.
         rules: SHA-256 over ids and texts of the rules in the index.
         canary: conversations for the check at start.
@@ -78,7 +90,17 @@ class Manifest(BaseModel):
     index_encoder: Sha256
     rules: Sha256
     canary: Canary
-    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], FileEntry]
+    files: dict[FileName, FileEntry]
+
+    @property
+    def backend(self) -> Literal["onnx", "torch"]:
+        """What runs the encoder."""
+        return _backend(self.files)
+
+    @property
+    def encoder_files(self) -> list[str]:
+        """Names of the files that the encoder is made of."""
+        return _encoder_files(self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +108,39 @@ class Artifact:
     """A model folder that has been checked and loaded."""
 
     manifest: Manifest
-    encoder: OnnxEncoder
+    encoder: Encoder
     index: RuleIndex
     rules: tuple[Rule, ...]
     calibration: Calibration
 
 
-def load_artifact(folder: Path, *, threads: int = 1) -> Artifact:
+def load_artifact(
+    folder: Path, *, threads: int = 1, backend: Backend = "auto", device: str | None = None
+) -> Artifact:
     """Check every hash in a model folder, then load it.
 
     Args:
         folder: the model folder.
-        threads: of one model run.
+        threads: of one model run; ONNX only.
+        backend: "onnx" or "torch" refuses a folder of the other kind; "auto" takes what it holds.
+        device: a device of torch; None takes a GPU if there is one. Torch only.
 
     Raises:
         ArtifactError: the folder or a file is missing, altered, truncated, a link or foreign; the
             index was built by another encoder or for other rules; or it holds no rules.
+        ConfigError: a device for an ONNX model, or one that does not exist here.
         InputError: a rule in its `rules.jsonl` is broken.
+        MissingDependencyError: a torch model without the train extra.
     """
     manifest = read_manifest(folder)
-    for name in REQUIRED:
+    _expect_backend(folder, manifest.backend, backend, device)
+    for name in (*(ONNX_FILES if manifest.backend == "onnx" else TORCH_FILES), *PARTS):
         if name not in manifest.files:
             raise ArtifactError(f"expected {name} in the manifest of {folder}, it is not listed")
     for name, entry in manifest.files.items():
-        _verify(folder / name, entry)
+        _verify(folder, name, entry)
+    if manifest.backend == "torch":
+        _refuse_strangers(folder, manifest)
     fingerprint = _fingerprint(manifest.files)
     if fingerprint != manifest.encoder:
         raise ArtifactError(
@@ -127,8 +158,13 @@ def load_artifact(folder: Path, *, threads: int = 1) -> Artifact:
             f"expected the rules that the index in {folder} was built for, got others; "
             f"build the index again, or restore the rules"
         )
-    encoder = OnnxEncoder(
-        folder, max_tokens=manifest.max_tokens, dimension=manifest.dimension, threads=threads
+    encoder = load_encoder(
+        folder,
+        manifest.backend,
+        max_tokens=manifest.max_tokens,
+        dimension=manifest.dimension,
+        threads=threads,
+        device=device,
     )
     index = RuleIndex.load(folder / "rules.faiss", manifest.dimension)
     if len(index) != len(rules) or not rules:
@@ -136,6 +172,28 @@ def load_artifact(folder: Path, *, threads: int = 1) -> Artifact:
             f"expected one vector for each of at least one rule, got {len(index)} for {len(rules)}"
         )
     return Artifact(manifest, encoder, index, rules, calibration)
+
+
+def load_encoder(
+    folder: Path,
+    backend: Literal["onnx", "torch"],
+    *,
+    max_tokens: int,
+    dimension: int,
+    threads: int = 1,
+    device: str | None = None,
+) -> Encoder:
+    """Return the encoder of a model folder. Checks no hash: `load_artifact` does.
+
+    Raises:
+        ArtifactError: the files are not what they should be.
+        MissingDependencyError: a torch model without the train extra.
+    """
+    if backend == "onnx":
+        return OnnxEncoder(folder, max_tokens=max_tokens, dimension=dimension, threads=threads)
+    from .torch_encoder import TorchEncoder  # here: nothing else of the runtime needs torch
+
+    return TorchEncoder(folder / TORCH_FOLDER, max_tokens=max_tokens, dimension=dimension, device=device)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -147,6 +205,12 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     if not folder.is_dir():
         raise ArtifactError(f"expected a model folder at {folder}, found none")
+    run = trained_run(folder)
+    if run is not None and not path.exists():
+        raise ArtifactError(
+            f"expected a model folder, {folder} holds a trained model without calibration and rules; "
+            f"run: guardrail train calibrate {run}"
+        )
     if not path.is_file() or path.is_symlink():
         raise ArtifactError(f"expected manifest.json in {folder}, found none; is it a model folder?")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -166,18 +230,21 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(
     folder: Path, rules: Sequence[Rule], *, name: str, dimension: int, max_tokens: int, canary: Canary
 ) -> Manifest:
-    """Hash what is in the folder and write `manifest.json`; the index there must be for these rules.
+    """Hash the parts in the folder and write `manifest.json`; the index there must be for these rules.
+
+    Other files, such as a model card or the checkpoints of a run, are left out.
 
     Returns:
         The manifest.
+
+    Raises:
+        ArtifactError: the folder holds no encoder.
     """
+    encoder = ONNX_FILES if (folder / ONNX_FILES[0]).exists() else torch_files(folder)
     files = {
-        path.name: FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and path.name != "manifest.json"
-        and path.suffix != ".md"
-        and not path.name.startswith((".", "_"))
+        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=_sha256(folder / name))
+        for name in sorted((*encoder, *PARTS, "rules.jsonl"))
+        if (folder / name).is_file()
     }
     fingerprint = _fingerprint(files)
     manifest = Manifest(
@@ -226,6 +293,8 @@ def write_parts(
 def find_folder(name: str | Path | None) -> Path:
     """Return the folder of a model: None is the one that ships; else a folder, or a hub id.
 
+    For the `model/` of a calibrated run it is the run: calibration and rules lie there.
+
     Only a name that begins with "hf:" goes to the hub: a mistyped folder must not reach the network.
 
     Raises:
@@ -235,14 +304,68 @@ def find_folder(name: str | Path | None) -> Path:
     if name is None:
         return DEFAULT_FOLDER
     if not str(name).startswith(HUB_PREFIX):
-        return Path(name)
+        run = trained_run(Path(name))
+        return run if run is not None and (run / "manifest.json").is_file() else Path(name)
     from .hub import download  # here: only this needs the hub's client
 
     return download(str(name).removeprefix(HUB_PREFIX))
 
 
-def _verify(path: Path, entry: FileEntry) -> None:
-    if path.is_symlink() or not path.is_file():
+def trained_run(folder: Path) -> Path | None:
+    """Return the folder whose `model/` is a trained model, given either of the two; None for any other."""
+    for run in (folder, folder.parent):
+        inner = run / TORCH_FOLDER
+        if folder in (run, inner) and (inner / "modules.json").is_file():
+            return run
+    return None
+
+
+def torch_files(folder: Path) -> list[str]:
+    """Return the names of the files in `model/`, without model cards and hidden ones."""
+    paths = sorted((folder / TORCH_FOLDER).rglob("*"))
+    kept = [p for p in paths if p.is_file() and p.suffix != ".md" and not p.name.startswith(".")]
+    return [path.relative_to(folder).as_posix() for path in kept]
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files by their names in the manifest from one folder into another."""
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def _backend(files: Iterable[str]) -> Literal["onnx", "torch"]:
+    return "torch" if any(name.startswith(f"{TORCH_FOLDER}/") for name in files) else "onnx"
+
+
+def _expect_backend(folder: Path, found: str, asked: str, device: str | None) -> None:
+    if asked not in ("auto", "onnx", "torch"):
+        raise ConfigError(f"expected backend to be auto, onnx or torch, got {asked!r}")
+    if asked not in ("auto", found):
+        raise ArtifactError(
+            f"expected a model for {asked} in {folder}, got one for {found}; "
+            f"write one with: guardrail train export"
+        )
+    if device is not None and found == "onnx":
+        raise ConfigError(
+            f"expected a device only for a torch model, {folder} holds ONNX, which runs on the CPU"
+        )
+
+
+def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
+    """A file that nobody has signed could change what is loaded from `model/`."""
+    strangers = set(torch_files(folder)) - set(manifest.files)
+    if strangers:
+        raise ArtifactError(
+            f"expected only files of the manifest in {folder / TORCH_FOLDER}, found {min(strangers)}; "
+            f"remove it, or fetch the model again"
+        )
+
+
+def _verify(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    linked = any((folder / parent).is_symlink() for parent in Path(name).parents)
+    if linked or path.is_symlink() or not path.is_file():
         raise ArtifactError(f"expected a plain file at {path}, found none; the model folder is incomplete")
     size = path.stat().st_size
     if size != entry.bytes:
@@ -258,10 +381,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _encoder_files(files: Iterable[str]) -> list[str]:
+    if _backend(files) == "onnx":
+        return list(ONNX_FILES)
+    return sorted(name for name in files if name.startswith(f"{TORCH_FOLDER}/"))
+
+
 def _fingerprint(files: dict[str, FileEntry]) -> str:
-    """Return the SHA-256 over the hashes of model and tokenizer: what the rule vectors depend on."""
-    missing = [name for name in ("model.onnx", "tokenizer.json") if name not in files]
+    """Return the SHA-256 over the hashes of the encoder's files: what the rule vectors depend on."""
+    names = _encoder_files(files)
+    missing = [name for name in names if name not in files]
     if missing:
         raise ArtifactError(f"expected {' and '.join(missing)} in the model folder, found none")
-    joined = files["model.onnx"].sha256 + files["tokenizer.json"].sha256
-    return hashlib.sha256(joined.encode()).hexdigest()
+    return hashlib.sha256("".join(files[name].sha256 for name in names).encode()).hexdigest()

@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ArtifactError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+# Half the width of the uncertain band, in log-odds, where none was fitted: from odds of 1 : 7.4
+# below those of the caution threshold to 7.4 : 1 above them.
+BAND_LOG_ODDS = 2.0
 
 
 class Platt(BaseModel):
@@ -77,8 +80,41 @@ class Thresholds(BaseModel):
     touch: Annotated[float, Field(ge=-1, le=1)] = 0.4
 
 
+class Band(BaseModel):
+    """The P(unsafe) at which the encoder is unsure and a second opinion is worth having; ends included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    low: Probability
+    high: Probability
+
+    @model_validator(mode="after")
+    def _low_is_not_above_high(self) -> Band:
+        if self.low > self.high:
+            raise ValueError(f"expected low <= high, got {self.low} and {self.high}")
+        return self
+
+    def __contains__(self, probability: float) -> bool:
+        return self.low <= probability <= self.high
+
+    @classmethod
+    def around(cls, threshold: float) -> Band:
+        """Return the band for a caution threshold where none was fitted on traffic."""
+        middle = log_odds(threshold)
+        low, high = sigmoid(np.array([middle - BAND_LOG_ODDS, middle + BAND_LOG_ODDS])).tolist()
+        return cls(low=low, high=high)
+
+
 class Calibration(BaseModel):
-    """Everything that turns an encoder's raw output into a decision."""
+    """Everything that turns an encoder's raw output into a decision.
+
+    Attributes:
+        unsafe: of P(unsafe).
+        intervention: of P(needs intervention).
+        rule: of P(a rule is broken).
+        thresholds: where the decision changes.
+        band: what goes to a judge if there is one; None takes the band around the caution threshold.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -86,6 +122,7 @@ class Calibration(BaseModel):
     intervention: Platt = Platt()
     rule: RuleCalibration = RuleCalibration()
     thresholds: Thresholds = Thresholds()
+    band: Band | None = None
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> Calibration:

@@ -33,6 +33,11 @@ class GuardConfig(BaseModel):
             replies, or "guide" the LLM as for caution. `wrap` and `generate` also take a function.
         max_attempts: calls of the LLM for one reply, the first included.
         deadline_ms: time for one guarded reply, milliseconds; None for no limit.
+        uncertain_low: with a judge, lowest P(unsafe) that is sent to it; None: calibrated.
+        uncertain_high: with a judge, highest P(unsafe) that is sent to it; None: calibrated.
+        judge_deadline_ms: longest wait for a second opinion, milliseconds; then the encoder decides.
+        judge_workers: calls of a sync judge at a time, and questions at a time in `check_batch`.
+        judge_cache: second opinions that are remembered; 0 for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -51,6 +56,11 @@ class GuardConfig(BaseModel):
     on_intervention: OnIntervention = "reply"
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    uncertain_low: Annotated[float, Field(ge=0, le=1)] | None = None
+    uncertain_high: Annotated[float, Field(ge=0, le=1)] | None = None
+    judge_deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
+    judge_workers: Annotated[int, Field(ge=1, le=256)] = 8
+    judge_cache: Annotated[int, Field(ge=0, le=1_000_000)] = 4096
 
     @classmethod
     def of(cls, **settings: Any) -> GuardConfig:

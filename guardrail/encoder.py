@@ -1,4 +1,4 @@
-"""The ONNX encoder: text to tokens, windows of tokens to embeddings and logits.
+"""The ONNX encoder: windows of tokens to embeddings and logits.
 
 Knows nothing about conversations, rules or thresholds.
 """
@@ -6,20 +6,16 @@ Knows nothing about conversations, rules or thresholds.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
 
 from .errors import ArtifactError, ConfigError, ModelError
 from .protocols import EncoderOutput, TokenizedText
+from .tokenizer import TextTokenizer
 
-# BERT's WordPiece gives up on words of more than 100 characters.
-LONG_WORD = re.compile(r"\S{100,}")
-WORD_PIECE = 50
 OUTPUTS = ("embedding", "violation", "level_logits")
 
 
@@ -50,8 +46,8 @@ class OnnxEncoder:
             raise ConfigError(f"expected threads >= 1, got {threads}")
         self.dimension = dimension
         self.max_tokens = max_tokens
-        self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
-        self.cls_id, self.sep_id = (_special_id(self._tokenizer, token) for token in ("[CLS]", "[SEP]"))
+        self._tokenizer = TextTokenizer(folder / "tokenizer.json")
+        self.cls_id, self.sep_id = self._tokenizer.cls_id, self._tokenizer.sep_id
         self._session = _load_session(folder / "model.onnx", threads)
         size = {output.name: output.shape[-1] for output in self._session.get_outputs()}["embedding"]
         if isinstance(size, int) and size != dimension:
@@ -59,13 +55,7 @@ class OnnxEncoder:
 
     def tokenize(self, text: str) -> TokenizedText:
         """Return the tokens of a text; "[SEP]" written in the text stays ordinary text."""
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        for start, end in _pieces(text):
-            encoding = self._tokenizer.encode(text[start:end], add_special_tokens=False)
-            ids += encoding.ids
-            offsets += [(start + left, start + right) for left, right in encoding.offsets]
-        return TokenizedText(ids, offsets)
+        return self._tokenizer.tokenize(text)
 
     def encode(self, windows: Sequence[Sequence[int]]) -> EncoderOutput:
         """Run the model on windows of ids, one at a time.
@@ -88,11 +78,7 @@ class OnnxEncoder:
         level_logits = np.zeros((n, 3), np.float32)
         for row, window in enumerate(windows):
             embeddings[row], violations[row], level_logits[row] = self._run(window)
-        if not all(np.isfinite(array).all() for array in (embeddings, violations, level_logits)):
-            raise ModelError(
-                "encoder", "expected finite outputs, got NaN or infinity; the model file is broken"
-            )
-        return EncoderOutput(embeddings, violations, level_logits)
+        return finite(EncoderOutput(embeddings, violations, level_logits))
 
     def _run(self, window: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids = np.array([window], np.int64)
@@ -105,33 +91,15 @@ class OnnxEncoder:
         return embedding[0], violation[0], logits[0]
 
 
-def _pieces(text: str) -> list[tuple[int, int]]:
-    """Cut very long words: WordPiece would read one as a single unknown token, and so not at all."""
-    cuts = [0]
-    for match in LONG_WORD.finditer(text):
-        cuts += range(match.start() + WORD_PIECE, match.end(), WORD_PIECE)
-    return list(zip(cuts, [*cuts[1:], len(text)], strict=True))
+def finite(output: EncoderOutput) -> EncoderOutput:
+    """Return the output as it is.
 
-
-def _load_tokenizer(path: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"expected a tokenizer at {path}: {error.strerror}") from error
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ArtifactError(f"expected a Hugging Face tokenizer file at {path}, could not read it") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    # Without this a user could write "[SEP]" and forge a turn boundary.
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def _special_id(tokenizer: Tokenizer, token: str) -> int:
-    index = tokenizer.token_to_id(token)
-    if index is None:
-        raise ArtifactError(f"expected a tokenizer with the token {token}, got one without it")
-    return index
+    Raises:
+        ModelError: something in it is NaN or infinite.
+    """
+    if not all(np.isfinite(a).all() for a in (output.embeddings, output.violations, output.level_logits)):
+        raise ModelError("encoder", "expected finite outputs, got NaN or infinity; the model file is broken")
+    return output
 
 
 def _load_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

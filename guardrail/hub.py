@@ -6,7 +6,17 @@ from pathlib import Path
 
 from .errors import ArtifactError, MissingDependencyError
 
-PATTERNS = ["manifest.json", "model.onnx", "tokenizer.json", "calibration.json", "rules.*", "MODEL_CARD.md"]
+PATTERNS = [
+    "manifest.json",
+    "model.onnx",
+    "tokenizer.json",
+    "model/*.json",
+    "model/*.safetensors",
+    "model/*.txt",
+    "calibration.json",
+    "rules.*",
+    "MODEL_CARD.md",
+]
 
 
 def download(repo_id: str) -> Path:

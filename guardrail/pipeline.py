@@ -7,26 +7,39 @@ of each other.
 from __future__ import annotations
 
 import asyncio
+import copy
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import Canary, find_folder, load_artifact, write_manifest, write_parts
-from .calibration import Calibration, Thresholds
+from .artifact import (
+    Backend,
+    Canary,
+    copy_files,
+    find_folder,
+    load_artifact,
+    read_manifest,
+    write_manifest,
+    write_parts,
+)
+from .calibration import Band, Calibration, Thresholds
 from .compose import Composer
 from .config import GuardConfig
 from .conversation import Conversation, Messages, read_conversation
-from .decision import Decision, decide
+from .decision import Decision, decide, revise
 from .detector import Judgement, RuleScore, judge
 from .errors import ArtifactError, ConfigError, GuardrailError, InputError, ModelError
+from .judges import as_judge
+from .judging import MAX_RULES, Question, frame
 from .protocols import Encoder
 from .reading import Reading, read, rule_windows
 from .rule_index import RuleIndex
 from .rules import Rule, as_rule
+from .second_opinion import Answer, SecondOpinion
 from .types import Action, Coverage, Level, RuleMatch, Verdict
 
 if TYPE_CHECKING:
@@ -34,6 +47,7 @@ if TYPE_CHECKING:
 
 UNREAD_TEXT = "the judged turn was not read whole: it is longer than the window limit"
 UNREAD_PARTS = "parts of the judged turn that are not text were not read"
+TOO_LONG_TO_ASK = "the judged turn is too long for a second opinion; the encoder decided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,20 @@ class _Known:
 
     rules: tuple[Rule, ...]
     index: RuleIndex
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsure:
+    """A turn on which the encoder is unsure: its verdict, and what is needed to ask and to decide again."""
+
+    verdict: Verdict
+    second: SecondOpinion
+    question: Question
+    conversation: Conversation
+    known: _Known
+    reading: Reading = field(repr=False)
+    judgement: Judgement
+    decision: Decision
 
 
 class Guardrail:
@@ -55,6 +83,7 @@ class Guardrail:
         index: RuleIndex | None = None,
         calibration: Calibration | None = None,
         config: GuardConfig | None = None,
+        judge: Any = None,
     ) -> None:
         """Make a guard from its parts; `Guardrail.load` does it from a model folder.
 
@@ -64,9 +93,11 @@ class Guardrail:
             index: vectors of these rules, in this order; built here if not given.
             calibration: fitted for this encoder.
             config: settings.
+            judge: gives a second opinion where the encoder is unsure; any form that
+                `guardrail.judges.as_judge` takes. None for none.
 
         Raises:
-            ConfigError: no rules, or an index of another length.
+            ConfigError: no rules, an index of another length, or no judge.
             ModelError: the encoder fails on the rules, or the index is of another dimension.
         """
         if not rules:
@@ -76,6 +107,8 @@ class Guardrail:
         self.config = config or GuardConfig()
         self.calibration = calibration or Calibration()
         self.thresholds = _thresholds(self.calibration.thresholds, self.config)
+        self.band = _band(self.calibration.band, self.thresholds, self.config)
+        self._second = _second_opinion(judge, self.config)
         self._encoder = encoder
         self._lock = threading.Lock()
         self._composer: Composer | None = None
@@ -93,30 +126,44 @@ class Guardrail:
 
     @classmethod
     def load(
-        cls, name: str | Path | None = None, *, config: GuardConfig | None = None, **settings: Any
+        cls,
+        name: str | Path | None = None,
+        *,
+        backend: Backend = "auto",
+        device: str | None = None,
+        config: GuardConfig | None = None,
+        judge: Any = None,
+        **settings: Any,
     ) -> Guardrail:
         """Load a guard from a model folder and check that it works.
 
         Args:
             name: folder, or "hf:" and a hub id; None for the model that ships, which needs no network.
+            backend: "onnx" or "torch" (a trained model that was not exported; needs the train extra)
+                refuses a folder of the other kind; "auto" takes what the folder holds.
+            device: for torch, e.g. "cpu" or "cuda:1"; None takes a GPU if there is one.
             config: settings, as a whole.
+            judge: gives a second opinion where the encoder is unsure: a function from messages to
+                text, a LangChain chat model, or whatever `guardrail.judges.as_judge` returns.
             settings: or single fields of `GuardConfig`, e.g. `caution_threshold=0.8`.
 
         Raises:
             ArtifactError: the folder is missing, altered or foreign, or the model does not flag its canary.
             ConfigError: a setting is out of range.
+            MissingDependencyError: a torch model without the train extra.
         """
         if config is not None and settings:
             raise ConfigError(f"expected config or single settings, got both: {', '.join(sorted(settings))}")
         config = config or GuardConfig.of(**settings)
         folder = find_folder(name)
-        artifact = load_artifact(folder, threads=config.threads)
+        artifact = load_artifact(folder, threads=config.threads, backend=backend, device=device)
         guard = cls(
             artifact.encoder,
             artifact.rules,
             index=artifact.index,
             calibration=artifact.calibration,
             config=config,
+            judge=judge,
         )
         guard._folder = folder
         guard._fingerprint = artifact.manifest.encoder
@@ -146,15 +193,17 @@ class Guardrail:
             InputError: the messages cannot be read.
             ModelError: a stage failed and `on_error` is "raise".
         """
-        conversation = read_conversation(messages)
-        try:
-            return self._judge(conversation)
-        except Exception as error:
-            return self._failed(conversation, error)
+        return self._settle(self._open(read_conversation(messages)))
 
     async def acheck(self, messages: Messages) -> Verdict:
-        """Judge as `check` does, in a worker thread, so that the event loop stays free."""
-        return await asyncio.to_thread(self.check, messages)
+        """Judge as `check` does, in a worker thread, so that the event loop stays free.
+
+        An async judge is awaited on the caller's loop; cancelling this cancels it.
+        """
+        opened = await asyncio.to_thread(lambda: self._open(read_conversation(messages)))
+        if isinstance(opened, Verdict):
+            return opened
+        return self._revise(opened, await opened.second.aask(opened.question))
 
     def check_batch(
         self, conversations: Iterable[Messages], *, progress: Callable[[int], object] | None = None
@@ -163,7 +212,7 @@ class Guardrail:
 
         Args:
             conversations: each in any form that `check` takes.
-            progress: called with 1 for each that is done, from worker threads.
+            progress: called with 1 for each that is done, perhaps from worker threads.
 
         Raises:
             InputError: one cannot be read; the message says which, counted from 0.
@@ -181,19 +230,39 @@ class Guardrail:
             except InputError as error:
                 raise InputError(f"conversation {number}: {error}") from error
 
-        def one(conversation: Conversation) -> Verdict:
+        def finish(opened: Verdict | _Unsure) -> Verdict:
             try:
-                return self._judge(conversation)
-            except Exception as error:
-                return self._failed(conversation, error)
+                return self._settle(opened)
             finally:
                 if progress is not None:
                     progress(1)
 
         # One conversation a run, runs side by side: a batch of many would give the int8 model other
         # activation scales, and so other verdicts than check().
-        with ThreadPoolExecutor(max_workers=self.config.workers) as pool:
-            return list(pool.map(one, read_items))
+        with (
+            ThreadPoolExecutor(max_workers=self.config.workers) as pool,
+            ThreadPoolExecutor(max_workers=self.config.judge_workers) as asking,
+        ):
+            opened = pool.map(self._open, read_items)
+            # A judge is waited for, not computed: questions go out while other turns are still read.
+            return list(map(finish, opened) if self._second is None else asking.map(finish, opened))
+
+    def with_judge(self, judge: Any, **settings: Any) -> Guardrail:
+        """Return a guard on the same model and rules with another judge and, if given, other settings.
+
+        Args:
+            judge: as in `load`; None for none.
+            settings: single fields of `GuardConfig`.
+
+        Raises:
+            ConfigError: no judge, or a setting is out of range.
+        """
+        guard = copy.copy(self)
+        guard.config = GuardConfig.of(**(self.config.model_dump() | settings))
+        guard.thresholds = _thresholds(self.thresholds, GuardConfig.of(**settings))
+        guard.band = _band(self.calibration.band, guard.thresholds, guard.config)
+        guard._second = _second_opinion(judge, guard.config)
+        return guard
 
     def add_rules(self, rules: Iterable[str | Mapping[str, Any] | Rule]) -> tuple[Rule, ...]:
         """Add rules of thumb; they work at once, without training.
@@ -241,9 +310,9 @@ class Guardrail:
             )
         if target.exists() and any(target.iterdir()):
             raise ArtifactError(f"expected an empty or new folder, {target} holds files; choose another")
+        names = read_manifest(self._folder).encoder_files
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("model.onnx", "tokenizer.json"):
-            shutil.copyfile(self._folder / name, target / name)
+        copy_files(self._folder, target, names)
         known = self._known
         write_parts(target, known.index, known.rules, self.calibration)
         manifest = write_manifest(
@@ -256,9 +325,7 @@ class Guardrail:
         )
         if manifest.encoder != self._fingerprint:
             shutil.rmtree(target)
-            raise ArtifactError(
-                f"expected the model in {self._folder} as it was loaded, model.onnx was altered"
-            )
+            raise ArtifactError(f"expected the model in {self._folder} as it was loaded, it was altered")
         return target
 
     def search_rules(self, query: str, k: int = 5) -> list[tuple[Rule, float]]:
@@ -343,7 +410,14 @@ class Guardrail:
         )
         return _matches(judgement.rules[:k], known, conversation, readings[0])
 
-    def _judge(self, conversation: Conversation) -> Verdict:
+    def _open(self, conversation: Conversation) -> Verdict | _Unsure:
+        """Return the verdict, or what a judge is to be asked; what `on_error` says if the guard fails."""
+        try:
+            return self._judge(conversation, self._second)
+        except Exception as error:
+            return self._failed(conversation, error)
+
+    def _judge(self, conversation: Conversation, second: SecondOpinion | None) -> Verdict | _Unsure:
         known = self._known
         readings, coverage = self._read(conversation)
         if not readings[0].normalized.text.strip():
@@ -354,7 +428,7 @@ class Guardrail:
             decided, key=lambda item: (item[2].action.rank, item[2].probability)
         )
         unread = _unread(conversation, coverage)
-        return Verdict(
+        verdict = Verdict(
             action=decision.action,
             probability=decision.probability,
             level=decision.level,
@@ -365,6 +439,39 @@ class Guardrail:
             reason=unread,
             turn=conversation.positions[-1],
             role=conversation.judged.role,
+        )
+        if second is None or decision.probability not in self.band:
+            return verdict
+        asked = [known.rules[score.position].text for score in judgement.rules[:MAX_RULES]]
+        undone = "" if reading is readings[0] else reading.normalized.text
+        question = frame(conversation.turns, asked, undone)
+        if question is None:
+            return _degraded(verdict, TOO_LONG_TO_ASK)
+        return _Unsure(verdict, second, question, conversation, known, reading, judgement, decision)
+
+    def _settle(self, opened: Verdict | _Unsure) -> Verdict:
+        if isinstance(opened, Verdict):
+            return opened
+        return self._revise(opened, opened.second.ask(opened.question))
+
+    def _revise(self, unsure: _Unsure, answer: Answer) -> Verdict:
+        if answer.opinion is None:
+            return _degraded(unsure.verdict, answer.reason)
+        decision = revise(
+            unsure.decision,
+            unsure.judgement,
+            answer.opinion,
+            unsure.judgement.rules[:MAX_RULES],
+            self.thresholds,
+            self.config.max_rules,
+        )
+        return replace(
+            unsure.verdict,
+            action=decision.action,
+            probability=decision.probability,
+            level=decision.level,
+            rules=_matches(decision.broken, unsure.known, unsure.conversation, unsure.reading),
+            judged_by="judge",
         )
 
     def _read(self, conversation: Conversation) -> tuple[tuple[Reading, ...], Coverage]:
@@ -420,7 +527,8 @@ class Guardrail:
 
     def _check_canary(self, canary: Canary, where: str) -> None:
         unsafe, safe = (
-            self._judge(read_conversation(turns)).probability for turns in (canary.unsafe, canary.safe)
+            self._settle(self._judge(read_conversation(turns), None)).probability
+            for turns in (canary.unsafe, canary.safe)
         )
         # Against the calibrated threshold: a caller's own may be anything.
         if not unsafe >= self.calibration.thresholds.caution > safe:
@@ -435,6 +543,11 @@ def _unread(conversation: Conversation, coverage: Coverage) -> str:
     if not coverage.judged_turn_read:
         return UNREAD_TEXT
     return UNREAD_PARTS if conversation.parts_skipped[-1] else ""
+
+
+def _degraded(verdict: Verdict, reason: str) -> Verdict:
+    """Return the encoder's verdict, marked as lacking the second opinion."""
+    return replace(verdict, status="degraded", reason="; ".join(filter(None, (verdict.reason, reason))))
 
 
 def _matches(
@@ -460,6 +573,28 @@ def _thresholds(calibrated: Thresholds, config: GuardConfig) -> Thresholds:
         "touch": config.touch_threshold,
     }
     return calibrated.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+
+
+def _band(fitted: Band | None, thresholds: Thresholds, config: GuardConfig) -> Band:
+    """Return the uncertain band; a fitted one belongs to the calibrated caution threshold alone."""
+    if fitted is None or config.caution_threshold is not None:
+        fitted = Band.around(thresholds.caution)
+    low = fitted.low if config.uncertain_low is None else config.uncertain_low
+    high = fitted.high if config.uncertain_high is None else config.uncertain_high
+    if low > high:
+        raise ConfigError(f"expected uncertain_low <= uncertain_high, got {low:g} and {high:g}; set both")
+    return Band(low=low, high=high)
+
+
+def _second_opinion(judge: Any, config: GuardConfig) -> SecondOpinion | None:
+    if judge is None:
+        return None
+    return SecondOpinion(
+        as_judge(judge),
+        deadline_ms=config.judge_deadline_ms,
+        workers=config.judge_workers,
+        cache=config.judge_cache,
+    )
 
 
 def _stage(name: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Role = Literal["user", "assistant", "system", "tool"]
 Status = Literal["ok", "degraded", "error"]
+JudgedBy = Literal["encoder", "judge"]
 
 
 class Level(StrEnum):
@@ -125,6 +126,7 @@ class Verdict:
         reason: why the status is not "ok"; empty otherwise. Holds no user text.
         turn: position of the judged turn in what was given.
         role: who spoke the judged turn.
+        judged_by: "judge" if a second opinion decided, else "encoder".
     """
 
     action: Action
@@ -137,6 +139,7 @@ class Verdict:
     reason: str = ""
     turn: int = 0
     role: Role = "user"
+    judged_by: JudgedBy = "encoder"
 
     @property
     def flagged(self) -> bool:
@@ -164,6 +167,7 @@ class Verdict:
             "reason": self.reason,
             "turn": self.turn,
             "role": self.role,
+            "judged_by": self.judged_by,
             "rules": [match.to_dict() for match in self.rules],
             "touched": [match.to_dict() for match in self.touched],
             "coverage": {

@@ -28,6 +28,8 @@ COMMANDS = (
     ("rules", "validate"),
     ("train",),
     ("train", "encoder"),
+    ("train", "export"),
+    ("train", "calibrate"),
     ("eval",),
     ("version",),
 )
@@ -687,13 +689,52 @@ def test_a_real_training_from_a_recipe(tiny_base, write, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.train
-def test_eval_of_a_model_folder(train_extra, tiny_folder, monkeypatch):
+def test_eval_of_a_model_folder(train_extra, tiny_folder, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
+    pytest.importorskip("bm25s")
     monkeypatch.delenv("GUARDRAIL_DATA", raising=False)
-    report = json.loads(run("eval", "--model", tiny_folder, "--limit", 5, "--json").stdout)
-    assert report["bank"]["n"] == 5
-    lines = run("eval", "--model", tiny_folder, "--limit", 5).stdout.splitlines()
-    assert "bank\tn\t5" in lines
+    args = ("eval", "--model", tiny_folder, "--limit", 5)
+    page = tmp_path / "report.html"
+    report = json.loads(run(*args, "--json", "-", "--html", page).stdout)
+    assert report["classification"]["bank"]["n"] == 5
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    args = (*args, "--only", "over_refusal, discrimination")
+    result = run(*args, "--json", tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["over_refusal"]["own_casual"]["n"] == 5
+    assert "over_refusal\town_casual\tn\t5" in result.stdout.splitlines()
+    assert "### Contrasts" in run(*args, "--markdown").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.train
+def test_eval_with_a_judge_of_ones_own(train_extra, tiny_folder, write, tmp_path, monkeypatch):
+    pytest.importorskip("bm25s")
+    monkeypatch.delenv("GUARDRAIL_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    write("my_judge.py", "def answer(messages):\n    return 'nonsense'\n")
+    args = ("--limit", 5, "--only", "escalation", "--judge", "my_judge:answer", "--json", "-")
+    report = json.loads(run("eval", "--model", tiny_folder, *args).stdout)
+    assert report["escalation"]["pairs/100%"]["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--judge", "json"), "expected a judge as MODULE:NAME"),
+        (("--judge", "json:nobody"), "expected a judge at 'json:nobody'"),
+        (("--judge", "no_such_module:judge"), "No module named"),
+        (("--html", "no_such_folder/report.html"), "expected a folder for"),
+        (("--json", "no_such_folder/report.json"), "expected a folder for"),
+        (("--only", "speed"), "expected parts from classification"),
+        (("--only", ","), "expected parts from classification"),
+        (("--only", "escalation"), "--judge"),
+    ],
+)
+def test_eval_checks_its_settings_first(train_extra, args, message):
+    pytest.importorskip("bm25s")
+    result = run("eval", *args)
+    assert result.exit_code == 2
+    assert message in only_error(result)
 
 
 def test_eval_of_a_missing_folder(train_extra, tmp_path):

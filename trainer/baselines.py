@@ -35,9 +35,9 @@ def bag_of_words_margins(train: Sequence[Twin], test: Sequence[Twin]) -> NDArray
 
 
 def word_neutral(margins: NDArray[np.float64]) -> NDArray[np.int_]:
-    """Return the pairs on which the bag of words is at chance.
+    """Return the pairs on which the bag of words is at chance, a tie counting half.
 
-    Those that it gets wrong, and as many of its narrowest hits.
+    Those that it gets wrong or cannot tell, and of its hits, the narrowest, as many as it gets wrong.
 
     Args:
         margins: (n,) of `bag_of_words_margins`.
@@ -45,10 +45,9 @@ def word_neutral(margins: NDArray[np.float64]) -> NDArray[np.int_]:
     Returns:
         Positions, at most n.
     """
-    wrong = np.flatnonzero(margins <= 0)
-    right = np.flatnonzero(margins > 0)
-    narrowest = right[np.argsort(margins[right])][: len(wrong)]
-    return np.sort(np.concatenate([wrong, narrowest]))
+    wrong, tied, right = (np.flatnonzero(place) for place in (margins < 0, margins == 0, margins > 0))
+    narrowest = right[np.argsort(margins[right], kind="stable")][: len(wrong)]
+    return np.sort(np.concatenate([wrong, tied, narrowest]))
 
 
 def _text(twin: Twin, side: str) -> str:

@@ -1,10 +1,11 @@
-"""Fit calibration and thresholds of an exported encoder on validation data."""
+"""Fit calibration and thresholds of one encoder, as the runtime runs it, on validation data."""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,92 +18,143 @@ from guardrail.calibration import (
     RuleCalibration,
     Thresholds,
     intervention_log_odds,
-    unsafe_log_odds,
 )
 from guardrail.protocols import Encoder
 from guardrail.rule_index import RuleIndex
 from guardrail.rules import Rule
 from guardrail.types import Level
 
-from .data import DataSplit
+from .calibration_data import CalibrationData
+from .escalation import pick_band
 from .examples import Example, Twin
 from .metrics import expected_calibration_error, threshold_at_fpr
 from .runtime_scoring import score_conversations
 from .scoring import Outputs
 
-# The sources of plain small talk; what they trigger is a false alarm.
-CASUAL_SOURCES = frozenset({"self_dialogue", "topical_chat", "persona", "wow", "msc", "own_casual"})
 CANDIDATES = 16
 # Two rules whose embeddings are nearer than this say the same.
 SAME_RULE = 0.8
 # Share of casual turns on which a rule may count as touched: guidance costs tokens, nothing else.
 TOUCH_SHARE = 0.10
+# Share of everyday turns that goes to a judge, if there is one.
+ESCALATED_SHARE = 0.10
 # A single rule, and an intervention, must be surer than the level: they name or do more.
 RULE_FPR_SHARE = 0.2
 INTERVENTION_FPR_SHARE = 0.2
+# Most examples of one source: for the fit, in which every source weighs alike, and for the thresholds,
+# which a few turns of everyday talk decide.
+PER_SOURCE = 500
+CASUAL_PER_SOURCE = 1500
 
 Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted calibration, with what it was fitted on.
+
+    Attributes:
+        calibration: the result.
+        max_fpr: share of everyday turns that may be flagged.
+        before: (n,) P(unsafe) of the n validation turns before the fit.
+        after: (n,) the same after it.
+        unsafe: (n,) their labels.
+        everyday: (m,) P(unsafe) of the m everyday turns that set the thresholds.
+        nearest: (m,) cosine of each to its nearest rule.
+        sources: (m,) where they are from.
+    """
+
+    calibration: Calibration
+    max_fpr: float
+    before: Floats = field(repr=False)
+    after: Floats = field(repr=False)
+    unsafe: NDArray[np.bool_] = field(repr=False)
+    everyday: Floats = field(repr=False)
+    nearest: Floats = field(repr=False)
+    sources: NDArray[np.str_] = field(repr=False)
+
+    def figures(self) -> dict[str, float]:
+        """Return sizes, ECE before and after, flagged shares, thresholds."""
+        thresholds = self.calibration.thresholds
+        flagged, alarms = self.after >= thresholds.caution, self.everyday >= thresholds.caution
+        figures = {
+            "calibration/examples": float(len(self.unsafe)),
+            "calibration/ece_before": expected_calibration_error(self.before, self.unsafe),
+            "calibration/ece_after": expected_calibration_error(self.after, self.unsafe),
+            "calibration/max_fpr": self.max_fpr,
+            "calibration/casual_turns": float(len(self.everyday)),
+            "calibration/casual_flagged": float(alarms.mean()),
+            "calibration/casual_touched": float((self.nearest >= thresholds.touch).mean()),
+            **{
+                f"calibration/flagged_{source}": float(alarms[self.sources == source].mean())
+                for source in np.unique(self.sources).tolist()
+            },
+            "calibration/safe_flagged": float(flagged[~self.unsafe].mean()),
+            "calibration/recall": float(flagged[self.unsafe].mean()),
+            **{f"threshold/{name}": value for name, value in thresholds.model_dump().items()},
+        }
+        if self.calibration.band is not None:
+            figures |= {f"band/{name}": value for name, value in self.calibration.band.model_dump().items()}
+        return {name: round(value, 4) for name, value in figures.items()}
 
 
 def fit_calibration(
     encoder: Encoder,
     index: RuleIndex,
     rules: Sequence[Rule],
-    split: DataSplit,
+    data: CalibrationData,
     *,
-    max_fpr: float,
-    per_source: int = 500,
+    before: Platt | None = None,
     seed: int = 0,
-) -> tuple[Calibration, dict[str, float]]:
+) -> Fit:
     """Fit on the validation split; every source weighs alike, whatever its size.
 
     Args:
-        encoder: the exported encoder: calibration belongs to one backend.
+        encoder: the encoder of the model folder: calibration belongs to one backend.
         index: vectors of the rules.
         rules: in the index's order.
-        split: the validation split.
-        max_fpr: share of casual turns that may be flagged, (0, 1).
-        per_source: most examples of one source.
-        seed: of their choice.
-
-    Returns:
-        The calibration, and figures: ECE before and after, thresholds, flagged shares.
+        data: the validation split, and the everyday turns that set the thresholds.
+        before: the calibration until now, for comparison; None for none.
+        seed: of the choice of examples.
     """
-    examples = _balanced(split.examples + split.bank, per_source, seed)
+    examples = _balanced(data.split.examples + data.split.bank, PER_SOURCE, seed)
+    everyday = _balanced(data.casual, CASUAL_PER_SOURCE, seed)
     outputs = score_conversations(encoder, [example.turns for example in examples])
+    casual = score_conversations(encoder, [example.turns for example in everyday])
     unsafe = np.array([example.unsafe for example in examples])
-    casual = np.array([example.source in CASUAL_SOURCES for example in examples])
-    odds = unsafe_log_odds(outputs.level_logits)
-    platt = _platt(odds, unsafe)
+    platt = _platt(outputs.log_odds, unsafe)
     graded = np.array([example.level is not None for example in examples])
     grave = np.array([example.level is Level.NEEDS_INTERVENTION for example in examples])
     grave_odds = intervention_log_odds(outputs.level_logits)
     intervention = _platt(grave_odds[graded], grave[graded])
-    rule = _fit_rule(encoder, index, rules, [twin for twin in split.twins if twin.rule], examples, outputs)
-    safe_rule = _top_rule_probability(outputs, index, rule)[casual]
-    probability = platt(odds)
-    hits = index.search(outputs.embeddings[casual], 1)
+    ruled = [twin for twin in data.split.twins if twin.rule]
+    rule = _fit_rule(encoder, index, rules, ruled, examples, outputs)
+    everyday_unsafe = platt(casual.log_odds)
+    everyday_rule = _top_rule_probability(casual, index, rule)
+    nearest = np.array([found[0][1] for found in index.search(casual.embeddings, 1)])
+    grave_fpr, rule_fpr = data.max_fpr * INTERVENTION_FPR_SHARE, data.max_fpr * RULE_FPR_SHARE
     thresholds = Thresholds(
-        caution=_inside(threshold_at_fpr(probability[casual], max_fpr)),
-        intervention=max(
-            0.5,
-            _inside(threshold_at_fpr(intervention(grave_odds)[~unsafe], max_fpr * INTERVENTION_FPR_SHARE)),
-        ),
-        rule=max(0.5, _inside(threshold_at_fpr(safe_rule, max_fpr * RULE_FPR_SHARE))),
-        touch=threshold_at_fpr(np.array([found[0][1] for found in hits]), TOUCH_SHARE),
+        caution=_inside(threshold_at_fpr(everyday_unsafe, data.max_fpr)),
+        intervention=max(0.5, _inside(threshold_at_fpr(intervention(grave_odds)[~unsafe], grave_fpr))),
+        rule=max(0.5, _inside(threshold_at_fpr(everyday_rule, rule_fpr))),
+        touch=min(1.0, threshold_at_fpr(nearest, TOUCH_SHARE)),  # a cosine may be 1.0000001
     )
-    flagged = probability >= thresholds.caution
-    figures = {
-        "calibration/examples": float(len(examples)),
-        "calibration/ece_before": expected_calibration_error(Platt()(odds), unsafe),
-        "calibration/ece_after": expected_calibration_error(probability, unsafe),
-        "calibration/casual_flagged": float(flagged[casual].mean()),
-        "calibration/safe_flagged": float(flagged[~unsafe].mean()),
-        "calibration/recall": float(flagged[unsafe].mean()),
-        **{f"threshold/{name}": value for name, value in thresholds.model_dump().items()},
-    }
-    calibration = Calibration(unsafe=platt, intervention=intervention, rule=rule, thresholds=thresholds)
-    return calibration, {name: round(value, 4) for name, value in figures.items()}
+    return Fit(
+        Calibration(
+            unsafe=platt,
+            intervention=intervention,
+            rule=rule,
+            thresholds=thresholds,
+            band=pick_band(everyday_unsafe, thresholds.caution, ESCALATED_SHARE),
+        ),
+        data.max_fpr,
+        before=(before or Platt())(outputs.log_odds),
+        after=platt(outputs.log_odds),
+        unsafe=unsafe,
+        everyday=everyday_unsafe,
+        nearest=nearest,
+        sources=np.array([example.source for example in everyday]),
+    )
 
 
 def _balanced(examples: Sequence[Example], per_source: int, seed: int) -> list[Example]:

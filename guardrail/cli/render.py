@@ -61,14 +61,14 @@ def verdict_panel(verdict: Verdict, thresholds: Thresholds) -> Panel:
     return Panel(Group(*body), title=f"turn {verdict.turn + 1}, {verdict.role}", border_style=colour)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
     """Write a table to stdout: drawn on a terminal; else one tab-separated line a row, for grep and cut."""
     console = Out()
     if not console.is_terminal:
         lines = ["\t".join(printable(cell) for cell in row) for row in rows]
         console.file.write("".join(f"{line}\n" for line in lines))
         return
-    table = Table(*columns, header_style="bold")
+    table = Table(*columns, title=title, title_justify="left", header_style="bold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)

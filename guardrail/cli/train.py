@@ -1,34 +1,55 @@
-"""`guardrail train` and `guardrail eval`. Torch is imported when a command runs, never before.
+"""`guardrail train`. Torch is imported when a command runs, never before.
 
 Type checkers do not see that the folder trainer/ installs as guardrail.trainer, hence the ignores.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError, MissingDependencyError
+from ..errors import ConfigError, InputError
+from .extra import DATA_ENV, Data, stdout_kept, train_extra
 from .options import AsJson
 from .output import EXIT_CODES, print_json
 
-DATA_ENV = "GUARDRAIL_DATA"
+if TYPE_CHECKING:
+    from ..rules import Rule
+
+Sources = Annotated[str | None, typer.Option(metavar="A,B", help="Public sets. Default: all.")]
+ThresholdSources = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Sets whose everyday turns set the thresholds. Default: those that the recipe kept out.",
+    ),
+]
+MaxFpr = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        help="Share of everyday turns that may be flagged. Default: 0.01; 0.001 if they are from the "
+        "training's own sets, where a model does better than elsewhere.",
+    ),
+]
+
+
+class Format(StrEnum):
+    """Formats of an exported encoder."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+    torch = "torch"
+
 
 app = typer.Typer(
     no_args_is_help=True, help="Train a model of your own (needs the train extra).", epilog=EXIT_CODES
 )
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", metavar="DIR", envvar=DATA_ENV, help="Public sets. Default: our own writing alone."
-    ),
-]
 
 
 @app.command()
@@ -45,7 +66,7 @@ def encoder(
     max_tokens: Annotated[int | None, typer.Option(help="Longest input in training.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    sources: Annotated[str | None, typer.Option(metavar="A,B", help="Public sets. Default: all.")] = None,
+    sources: Sources = None,
     rules: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Rules to train on, instead of the bank.")
     ] = None,
@@ -66,15 +87,11 @@ def encoder(
         seed=seed,
         max_steps=max_steps,
     )
-    own_rules = None
-    if rules is not None:
-        from ..rules import read_rules
-
-        own_rules = read_rules(rules)
+    own_rules = _rules(rules)
     names = _names(sources, data)
     _refuse_trained(out, resume=resume)
     figures: dict[str, Any] = {}
-    with _train_extra(), _stdout_kept(as_json):
+    with train_extra(), stdout_kept(as_json):
         from guardrail.trainer.pipeline import train_encoder  # type: ignore[import-not-found, unused-ignore]
 
         train_encoder(recipe, out, data_dir=data, sources=names, rules=own_rules, resume=resume)
@@ -92,37 +109,104 @@ def encoder(
     )
 
 
-def evaluate(
-    model: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Model folder. Default: the one that ships.")
-    ] = None,
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Model folder to write.")],
+    form: Annotated[
+        Format, typer.Option("--format", help="ONNX in fp32, fp16 (weights) or int8; or torch as it is.")
+    ] = Format.int8,
     data: Data = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most conversations of one set.")] = None,
+    sources: Sources = None,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Rules to index, instead of the bank.")
+    ] = None,
+    max_fpr: MaxFpr = None,
+    threshold_sources: ThresholdSources = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Write it even if it loses too much against torch.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model folder on the test splits (needs the train extra)."""
-    with _train_extra(), _stdout_kept(as_json):
-        from guardrail.trainer.evaluate import evaluate as measure  # type: ignore[import-not-found, unused-ignore]
+    """Write a model folder from a run: encoder, rules, calibration for this very format, manifest."""
+    own_rules, names = _rules(rules), _names(sources, data)
+    thresholds = _names(threshold_sources, data, "--threshold-sources")
+    with train_extra(), stdout_kept(as_json):
+        from guardrail.trainer.finalize import finalize  # type: ignore[import-not-found, unused-ignore]
 
-        figures = measure(model, data, limit)
+        figures = finalize(
+            run,
+            data_dir=data,
+            folder=out,
+            sources=names,
+            rules=own_rules,
+            max_fpr=max_fpr,
+            threshold_sources=thresholds,
+            form=form.value,
+            allow_lossy=allow_lossy,
+        )
     if as_json:
-        print_json(figures)
+        print_json({"run": str(run), "model": str(out), "figures": figures})
         return
-    from .render import print_table
-
-    # One figure a line: the sets have different ones, a table of them all would be mostly holes.
-    rows = [(name, figure, _figure(value)) for name, row in figures.items() for figure, value in row.items()]
-    print_table(("set", "figure", "value"), rows)
+    _print_figures(figures)
+    typer.echo(f"wrote {out}; try: guardrail check --model {out} TEXT")
 
 
-def _names(sources: str | None, data: Path | None) -> list[str] | None:
-    if sources is None:
+@app.command()
+def calibrate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder, or a run.")],
+    data: Data = None,
+    sources: Sources = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Rules of a run that has none yet. Default: the bank."),
+    ] = None,
+    max_fpr: MaxFpr = None,
+    threshold_sources: ThresholdSources = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Reliability diagram. Default: FOLDER/reliability.png."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit calibration and thresholds again, on validation data; the model stays as it is."""
+    own_rules, names = _rules(rules), _names(sources, data)
+    thresholds = _names(threshold_sources, data, "--threshold-sources")
+    with train_extra(), stdout_kept(as_json):
+        from guardrail.trainer.refit import refit  # type: ignore[import-not-found, unused-ignore]
+
+        figures = refit(
+            folder,
+            data_dir=data,
+            sources=names,
+            rules=own_rules,
+            max_fpr=max_fpr,
+            threshold_sources=thresholds,
+            plot=plot,
+        )
+    if as_json:
+        print_json({"model": str(folder), "figures": figures})
+        return
+    _print_figures(figures)
+    typer.echo(f"calibrated {folder}")
+
+
+def _rules(path: Path | None) -> tuple[Rule, ...] | None:
+    if path is None:
         return None
-    names = [name.strip() for name in sources.split(",") if name.strip()]
+    from ..rules import read_rules
+
+    return read_rules(path)
+
+
+def _names(text: str | None, data: Path | None, option: str = "--sources") -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise InputError("expected --sources as names with commas between them, got none")
+        raise InputError(f"expected {option} as names with commas between them, got none")
     if data is None:
-        raise InputError(f"expected --data or {DATA_ENV} with --sources, got neither; where are the sets?")
+        raise InputError(f"expected --data or {DATA_ENV} with {option}, got neither; where are the sets?")
     return names
 
 
@@ -133,27 +217,6 @@ def _refuse_trained(run: Path, *, resume: bool) -> None:
             f"expected a new folder for the run, {run} holds a training; "
             f"go on with --resume, or choose another folder"
         )
-
-
-@contextmanager
-def _train_extra() -> Iterator[None]:
-    """Say how to install what is missing, if that is a package of the train extra."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "guardrail").partition(".")[0]
-        if package == "guardrail":  # a broken installation, not a missing extra
-            raise
-        raise MissingDependencyError(package, "train") from error
-
-
-@contextmanager
-def _stdout_kept(keep: bool) -> Iterator[None]:
-    """Send what training libraries print to stderr, so that stdout holds JSON alone."""
-    with ExitStack() as stack:
-        if keep:
-            stack.enter_context(redirect_stdout(sys.stderr))
-        yield
 
 
 def _print_figures(figures: Mapping[str, Any]) -> None:
