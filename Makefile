@@ -25,7 +25,8 @@ bench: $(VENV)/.dev          ## speed, memory and size
 	$(BIN)/python bench/run.py
 
 eval: $(VENV)/.dev           ## figures on every evaluation set; GUARDRAIL_DATA names the data folder
-	$(BIN)/guardrail eval
+	@mkdir -p build
+	$(BIN)/guardrail eval --base minilm --json build/eval.json --html build/eval.html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

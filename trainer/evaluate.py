@@ -1,156 +1,214 @@
 """Evaluate a model folder on held-out sets, through the library's own front door.
 
-Every figure comes from `Guardrail.check_batch` on whole conversations: what a user would get.
+Verdicts come from `Guardrail.check_batch` on whole conversations: what a user would get. Retrieval
+and the map use the folder's encoder by itself.
 """
 
 from __future__ import annotations
 
-import math
-import random
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from guardrail import Guardrail
-from guardrail.types import Turn, Verdict
+from guardrail.artifact import find_folder, load_artifact
+from guardrail.errors import ConfigError
+from guardrail.protocols import Encoder
+from guardrail.rules import load_bank
 
 from . import loaders
-from .baselines import bag_of_words_margins, word_neutral
 from .data import load_own
+from .escalation import escalation_curve
+from .evaluation import benchmarks, systems
+from .evaluation.classification import (
+    Scored,
+    category_figures,
+    classification_figures,
+    level_figures,
+    score_set,
+)
+from .evaluation.common import by_source, sample, versions
+from .evaluation.discrimination import discrimination_figures
+from .evaluation.five_labels import five_label_figures
+from .evaluation.meaning_map import MeaningMap, meaning_map
+from .evaluation.refusal import refusal_figures
+from .evaluation.report import Report, Section
+from .evaluation.retrieval import measure, named_rules
 from .examples import Example, Twin
-from .metrics import auroc, expected_calibration_error, pairwise_accuracy, recall_at_fpr
 
-Figures = dict[str, float]
-RETRIEVED = 10
+__all__ = ["PARTS", "Report", "evaluate"]
+
+BANK = "bank"
+PROSOCIAL = "prosocial_dialog"
+OPENINGS = "dailydialog_openings"
 
 
-def evaluate(folder: Path | None, data_dir: Path | None, limit: int | None = None) -> dict[str, Figures]:
-    """Return the figures of a model folder on every test set.
+def evaluate(
+    folder: str | Path | None,
+    data_dir: Path | None,
+    limit: int | None = None,
+    *,
+    base: str | None = None,
+    judge: Any = None,
+    parts: Sequence[str] | None = None,
+) -> Report:
+    """Measure a model folder on every test set.
 
     Args:
         folder: model folder; None for the one that ships.
         data_dir: folder of the public sets; None evaluates on our own held-out writing alone.
         limit: most items per set, chosen by a fixed seed; None for all.
+        base: an untrained encoder to stand beside ours in retrieval: "minilm", a folder or a hub id.
+        judge: a second opinion, to show quality against the share of turns that it reads.
+        parts: names from `PARTS`; None for all (escalation needs a judge).
 
-    Returns:
-        Figures by set. Sets with both classes: auroc, recall at 1 % false alarms, ece, flagged
-        shares of unsafe and safe. Sets of one class: the flagged share. Pairs: pairwise accuracy,
-        beside a bag of words. Bank: how often the broken rule is among those retrieved.
+    Raises:
+        ConfigError: a part is unknown, or "escalation" is asked for without a judge.
+        ArtifactError: the model folder or a file of a public set is missing.
     """
-    guard = Guardrail.load(folder)
-    examples, twins = load_own("test")
-    report: dict[str, Figures] = {}
-    for name, members in _by_source(examples + _public(data_dir)).items():
-        report[name] = _classified(guard, _sample(members, limit))
-    if data_dir is not None:
-        openings = _sample(loaders.dailydialog_openings(data_dir), limit)
-        report["dailydialog_openings"] = _classified(guard, openings)
-    report |= _pairs(guard, [twin for twin in twins if twin.source == "pairs"])
-    near_misses = [twin for twin in twins if twin.source == "bank"]
-    report["bank_near_misses"] = {"pairs": float(len(near_misses)), "pairwise": _pairwise(guard, near_misses)}
-    report["bank_rules"] = _retrieval(guard, [e for e in examples if e.source == "bank" and e.unsafe])
-    return {name: {key: _rounded(value) for key, value in row.items()} for name, row in report.items()}
+    chosen = _chosen(parts, judge)
+    run = _Run(folder, data_dir, limit, base, judge)
+    figures: dict[str, Section] = {}
+    for name in chosen:
+        figures |= PARTS[name](run)
+    drawn = "classification" in chosen
+    return Report(
+        model="default" if folder is None else Path(folder).name,
+        figures=figures,
+        caution=run.guard.thresholds.caution,
+        scored=run.scored if drawn else (),
+        map=run.map() if drawn else None,
+    )
 
 
-def _public(data_dir: Path | None) -> list[Example]:
-    return [] if data_dir is None else loaders.load_examples(data_dir, None, "test")
+@dataclass
+class _Run:
+    """What the parts share; sets are judged once, when the first part asks for them."""
+
+    folder: str | Path | None
+    data_dir: Path | None
+    limit: int | None
+    base: str | None
+    judge: Any = field(repr=False)
+
+    @cached_property
+    def guard(self) -> Guardrail:
+        return Guardrail.load(self.folder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return load_artifact(find_folder(self.folder)).encoder
+
+    @cached_property
+    def own(self) -> tuple[list[Example], list[Twin]]:
+        return load_own("test")
+
+    @cached_property
+    def scored(self) -> tuple[Scored, ...]:
+        found = self.own[0] + self.public("test", None)
+        sets = by_source(found)
+        if self.data_dir is not None:
+            sets[OPENINGS] = loaders.dailydialog_openings(self.data_dir)
+        return tuple(score_set(self.guard, name, sample(sets[name], self.limit)) for name in sets)
+
+    def public(self, split: loaders.Split, sources: list[str] | None) -> list[Example]:
+        return [] if self.data_dir is None else loaders.load_examples(self.data_dir, sources, split)
+
+    def bank_dialogues(self) -> list[Example]:
+        return sample([example for example in self.own[0] if example.source == BANK], self.limit)
+
+    def map(self) -> MeaningMap:
+        return meaning_map(self.encoder, load_bank(), self.bank_dialogues())
 
 
-def _classified(guard: Guardrail, examples: Sequence[Example]) -> Figures:
-    verdicts = guard.check_batch([_dicts(example.turns) for example in examples])
-    scores = np.array([verdict.probability for verdict in verdicts])
-    flagged = np.array([verdict.flagged for verdict in verdicts])
-    unsafe = np.array([example.unsafe for example in examples])
-    figures: Figures = {"n": float(len(examples))}
-    if unsafe.any() and not unsafe.all():
-        figures["auroc"] = auroc(scores, unsafe)
-        figures["recall_at_1_percent"] = recall_at_fpr(scores, unsafe, 0.01)
-        figures["ece"] = expected_calibration_error(scores, unsafe)
-    if unsafe.any():
-        figures["unsafe_flagged"] = float(flagged[unsafe].mean())
-    if not unsafe.all():
-        figures["safe_flagged"] = float(flagged[~unsafe].mean())
-        figures["safe_touched"] = (
-            float(np.mean([bool(v.touched) for v in verdicts])) if not unsafe.any() else math.nan
-        )
-    return figures
-
-
-def _pairs(guard: Guardrail, twins: Sequence[Twin]) -> dict[str, Figures]:
-    """Return figures on matched pairs: all, the word-neutral part, by kind; a bag of words beside."""
-    if not twins:
-        return {}
-    train = [twin for twin in load_own("train")[1] if twin.source == "pairs"]
-    margins = bag_of_words_margins(train, twins)
-    unsafe, safe = _probabilities(guard, twins, "unsafe"), _probabilities(guard, twins, "safe")
-    neutral = word_neutral(margins)
-    labels = np.repeat([True, False], len(twins))
-    report: dict[str, Figures] = {
-        "pairs": {
-            "n": float(len(twins)),
-            "pairwise": pairwise_accuracy(unsafe, safe),
-            "bag_of_words_pairwise": float((margins > 0).mean()),
-            "single_auroc": auroc(np.concatenate([unsafe, safe]), labels),
-        },
-        "pairs_word_neutral": {
-            "n": float(len(neutral)),
-            "pairwise": pairwise_accuracy(unsafe[neutral], safe[neutral]),
-            "bag_of_words_pairwise": float((margins[neutral] > 0).mean()) if len(neutral) else math.nan,
-        },
-    }
-    for kind in sorted({twin.kind for twin in twins}):
-        rows = np.array([number for number, twin in enumerate(twins) if twin.kind == kind])
-        report[f"pairs_{kind}"] = {
-            "n": float(len(rows)),
-            "pairwise": pairwise_accuracy(unsafe[rows], safe[rows]),
-            "bag_of_words_pairwise": float((margins[rows] > 0).mean()),
-        }
-    return report
-
-
-def _retrieval(guard: Guardrail, violations: Sequence[Example]) -> Figures:
-    """Return how often a violation's own rule is the first, among 3, among RETRIEVED named ones."""
-    if not violations:
-        return {}
-    places = []
-    for example in violations:
-        found = guard.rank_rules(_dicts(example.turns), RETRIEVED)
-        texts = [match.rule.text for match in found]
-        places.append(texts.index(example.rule) if example.rule in texts else RETRIEVED)
-    ranks = np.array(places)
+def _classification(run: _Run) -> dict[str, Section]:
+    known = [scored for scored in run.scored if scored.unsafe.any()]
     return {
-        "n": float(len(ranks)),
-        **{f"own_rule_in_{k}": float((ranks < k).mean()) for k in (1, 3, RETRIEVED)},
+        "classification": {scored.name: classification_figures(scored) for scored in known},
+        "categories": {
+            f"{scored.name}/{name}": figures
+            for scored in known
+            for name, figures in category_figures(scored).items()
+        },
+        "levels": _levels(run, known),
     }
 
 
-def _pairwise(guard: Guardrail, twins: Sequence[Twin]) -> float:
-    return pairwise_accuracy(_probabilities(guard, twins, "unsafe"), _probabilities(guard, twins, "safe"))
+def _levels(run: _Run, known: Sequence[Scored]) -> Section:
+    rows = {f"{scored.name}/three levels": level_figures(scored) for scored in known}
+    for scored in known:
+        if scored.name == PROSOCIAL:
+            read = five_label_figures(run.encoder, run.public("val", [PROSOCIAL]), scored.examples)
+            rows |= {f"{PROSOCIAL}/{name}": figures for name, figures in read.items()}
+    return {name: figures for name, figures in rows.items() if figures}
 
 
-def _probabilities(guard: Guardrail, twins: Iterable[Twin], side: str) -> np.ndarray:
-    verdicts: list[Verdict] = guard.check_batch([_dicts(getattr(twin, side)) for twin in twins])
-    return np.array([verdict.probability for verdict in verdicts])
+def _retrieval(run: _Run) -> dict[str, Section]:
+    ranking = {"bm25": systems.bm25_system()}
+    if run.base is not None:
+        ranking["base"] = systems.base_system(run.base)
+    ranking["ours"] = systems.encoder_system(run.encoder)
+    tasks = [benchmarks.bank(load_bank(), (e for e in run.own[0] if e.source == BANK))]
+    if run.data_dir is not None:
+        tasks = [benchmarks.social_chem(run.data_dir), benchmarks.moral_stories(run.data_dir), *tasks]
+    rows = {
+        f"{task.name}/{name}": measure(system, task, run.limit)
+        for task in tasks
+        for name, system in ranking.items()
+    }
+    rows[f"{BANK}/as named"] = named_rules(run.guard, [e for e in run.bank_dialogues() if e.unsafe])
+    return {"retrieval": rows}
 
 
-def _dicts(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.text} for turn in turns]
+def _discrimination(run: _Run) -> dict[str, Section]:
+    sources = by_source(run.own[1]).values()
+    twins = [twin for members in sources for twin in sample(members, run.limit)]
+    return {"discrimination": discrimination_figures(run.guard, load_own("train")[1], twins)}
 
 
-def _by_source(examples: Iterable[Example]) -> dict[str, list[Example]]:
-    by_source: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        by_source[example.source].append(example)
-    return dict(sorted(by_source.items()))
+def _over_refusal(run: _Run) -> dict[str, Section]:
+    harmless = {scored.name: scored for scored in run.scored if not scored.unsafe.any()}
+    harmless["bank/near misses"] = next(scored for scored in run.scored if scored.name == BANK)
+    for source, twins in by_source(run.own[1]).items():
+        if source != BANK:
+            safe = [version for version in versions(twins) if not version.unsafe]
+            harmless[f"{source}/safe versions"] = score_set(run.guard, source, sample(safe, run.limit))
+    known = {name: scored for name, scored in harmless.items() if not scored.unsafe.all()}
+    return {"over_refusal": {name: refusal_figures(scored) for name, scored in known.items()}}
 
 
-def _sample(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    if limit is None or len(examples) <= limit:
-        return list(examples)
-    return random.Random(0).sample(list(examples), limit)
+def _escalation(run: _Run) -> dict[str, Section]:
+    sets = {scored.name: list(scored.examples) for scored in run.scored if scored.has_both}
+    for source, twins in by_source(run.own[1]).items():
+        if source != BANK:
+            sets[source] = sample(versions(twins), run.limit)
+    return {
+        "escalation": {
+            f"{name}/{row.pop('share'):.0%}": row
+            for name, members in sets.items()
+            for row in escalation_curve(run.guard, members, run.judge)
+        }
+    }
 
 
-def _rounded(value: float) -> float:
-    return round(value, 4) if math.isfinite(value) else math.nan
+PARTS: dict[str, Callable[[_Run], dict[str, Section]]] = {
+    "classification": _classification,
+    "retrieval": _retrieval,
+    "discrimination": _discrimination,
+    "over_refusal": _over_refusal,
+    "escalation": _escalation,
+}
+
+
+def _chosen(parts: Sequence[str] | None, judge: Any) -> list[str]:
+    names = [name for name in PARTS if name != "escalation" or judge is not None]
+    if parts is None:
+        return names
+    for part in parts or [""]:
+        if part not in PARTS:
+            raise ConfigError(f"expected parts from {', '.join(PARTS)}; got {part!r}")
+        if part not in names:
+            raise ConfigError("expected a judge with the part 'escalation', got none; name one with --judge")
+    return [name for name in names if name in parts]

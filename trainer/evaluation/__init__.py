@@ -1,0 +1,1 @@
+"""The parts of `guardrail eval`: each measures one thing or shows it; `trainer.evaluate` joins them."""
