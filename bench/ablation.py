@@ -11,31 +11,33 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from transformers import set_seed
 
 from guardrail.rules import load_bank
 from guardrail.trainer.config import EncoderConfig
 from guardrail.trainer.data import DataSplit, load_split
-from guardrail.trainer.encoder import build_model
+from guardrail.trainer.encoder import build_model, train
 from guardrail.trainer.inputs import as_text
+from guardrail.trainer.mining import with_hard_negatives
 from guardrail.trainer.mix import build_rows
-from guardrail.trainer.pipeline import train_encoder
 from guardrail.trainer.scoring import Outputs, Scorer, torch_scorer
 from guardrail.trainer.validation import validation_figures
 
-QUERIES = 500
-LIMIT = 300
+QUERIES = 400
+LIMIT = 200
 SOURCES_APART = {"self_dialogue": 150, "topical_chat": 0, "msc": 0, "ethics_justice": 0}
 SMALL = {
-    "max_tokens": 96,
+    "max_tokens": 64,
     "max_per_source": 300,
     "source_limits": SOURCES_APART
-    | {"ethics_deontology": 0, "ethics_utilitarianism": 0, "social_chem_101": 1500, "bank": 10_000}
-    | {"pairs": 10_000, "situations": 10_000, "moral_stories": 1000},
+    | {"ethics_deontology": 0, "ethics_utilitarianism": 0, "social_chem_101": 800, "bank": 800}
+    | {"pairs": 600, "situations": 1000, "crossed_situations": 200},
 }
 # Each line adds one part to the one before it.
 PARTS: dict[str, dict[str, object]] = {
@@ -54,22 +56,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14, 15])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=160)
     arguments = parser.parse_args()
-    val = load_split(arguments.data, "val")
+    data, val = (load_split(arguments.data, split) for split in ("train", "val"))
     figures: dict[str, list[dict[str, float]]] = defaultdict(list)
     for seed in arguments.seeds:
         recipe: dict[str, object] = dict(SMALL)
         figures[PROBE].append(
             _kept(
-                arguments.out / f"probe-{seed}", lambda seed=seed: probe(arguments.data, val, seed)
-            )  # a part of the table like the others
+                arguments.out / f"probe-{seed}",
+                lambda seed=seed: probe(data, val, seed),
+            )
         )
         for name, change in PARTS.items():
             recipe |= change
             config = EncoderConfig(**recipe, seed=seed, max_steps=arguments.steps)  # type: ignore[arg-type]
             run = arguments.out / f"{name.replace(' ', '').replace('+', 'plus-')}-{seed}"
-            figures[name].append(_kept(run, lambda c=config, r=run: trained(c, r, arguments.data, val)))
+            figures[name].append(_kept(run, lambda c=config, r=run: trained(c, r, data, val)))
     print(table(figures))
 
 
@@ -81,19 +84,24 @@ def _kept(run: Path, make) -> dict[str, float]:  # type: ignore[no-untyped-def]
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
-def trained(config: EncoderConfig, run: Path, data: Path, val: DataSplit) -> dict[str, float]:
+def trained(config: EncoderConfig, run: Path, data: DataSplit, val: DataSplit) -> dict[str, float]:
     """Train one variant and return its figures."""
-    model = train_encoder(config, run, data_dir=data, validate=False)
-    return measured(torch_scorer(model.eval()), val)
+    rows = build_rows(data.examples + data.bank, data.twins, data.norms, config)
+    if not config.rule_weight:
+        rows = replace(rows, norms=[])  # they feed the n-pair loss alone: its steps would be lost
+    set_seed(config.seed)
+    model = build_model(config.base, config.max_tokens)
+    if config.hard_negatives:
+        rows = with_hard_negatives(rows, model, data.contrary, count=config.hard_negatives, seed=config.seed)
+    return measured(torch_scorer(train(model, rows, config, run).eval()), val)
 
 
-def probe(data: Path, val: DataSplit, seed: int) -> dict[str, float]:
+def probe(data: DataSplit, val: DataSplit, seed: int) -> dict[str, float]:
     """Return the figures of the frozen base with a logistic regression on its embeddings."""
     model = build_model("minilm", SMALL["max_tokens"]).eval()  # type: ignore[arg-type]
     embed = torch_scorer(model)
-    train = load_split(data, "train")
     config = EncoderConfig(**SMALL, seed=seed)  # type: ignore[arg-type]
-    rows = build_rows(train.examples + train.bank, train.twins, [], config)
+    rows = build_rows(data.examples + data.bank, data.twins, [], config)
     texts = [(str(row["text"]), row["label"][0] > 0) for row in rows.level]  # type: ignore[index]
     texts += [(str(row[side]), side == "unsafe") for row in rows.rules for side in ("unsafe", "safe")]
     x = embed([text for text, _ in texts]).embeddings

@@ -213,6 +213,7 @@ def test_every_unsafe_version_meets_every_safe_one(tmp_path):
     assert {(t.rule, t.group, t.kind, t.level) for t in twins} == {
         ("Ask.", "Ask.", "request", Level.NEEDS_CAUTION)
     }
+    assert [t.source for t in twins] == ["crossed_situations"] * 4 + ["situations"]
     assert report.skipped["situations"] == 1
 
 

@@ -66,8 +66,15 @@ def test_options_lie_over_the_file(tmp_path):
     assert config.batch_size == EncoderConfig().batch_size
 
 
-def test_recipe_that_ships_is_readable():
-    assert EncoderConfig.read(RESOURCES / "default.toml").base == "minilm"
+def test_recipes_that_ship_are_readable_and_follow_each_other():
+    first = EncoderConfig.read(RESOURCES / "knowledge.toml")
+    second = EncoderConfig.read(RESOURCES / "default.toml")
+    assert first.base == "minilm"
+    assert second.base == "runs/knowledge/model"
+    # What sets the thresholds trains in neither.
+    assert all(
+        config.source_limits[name] == 0 for config in (first, second) for name in ("msc", "topical_chat")
+    )
 
 
 def test_a_written_recipe_reads_back(tmp_path):

@@ -43,7 +43,8 @@ class EncoderConfig(BaseModel):
         stance_weight: alpha, of "does this turn break this rule".
         max_per_source: most examples of one source, chosen by the seed.
         source_limits: the same for single sources.
-        source_repeats: how often the single conversations of a source are seen per epoch.
+        source_repeats: how often the single conversations, or norms, of a source are seen per epoch.
+        twin_repeats: the same for twins.
         padded_share: share of the single conversations that get unrelated harmless talk in front: what
             is judged is the last turn, however long the talk before it.
         contrast_only: sources whose twins feed the twin loss alone, not the level.
@@ -77,6 +78,7 @@ class EncoderConfig(BaseModel):
     source_repeats: dict[str, Annotated[int, Field(ge=1)]] = {}
     padded_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     contrast_only: list[str] = []
+    twin_repeats: dict[str, Annotated[int, Field(ge=1)]] = {}
     max_steps: int = -1
     save_steps: Annotated[int, Field(ge=1)] = 250
 

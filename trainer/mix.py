@@ -89,12 +89,13 @@ def build_rows(
             row["rule"] = twin.rule
         weight = 0.0 if twin.source in config.contrast_only else SEVERITY.get(twin.level, 1.0)
         row["label"] = [_class(twin.level, True), weight, _foundation(twin.foundation)]
-        (ruled if twin.rule else plain).append(row)
+        (ruled if twin.rule else plain).extend([row] * config.twin_repeats.get(twin.source, 1))
     limit = config.source_limits.get("social_chem_101", config.max_per_source)
     chosen = norms if len(norms) <= limit else rng.sample(list(norms), limit)
     norm_rows: list[Row] = [
         {"text": norm.text, "rule": norm.rule, "label": [0, norm.weight, _foundation(norm.foundation)]}
         for norm in chosen
+        for _ in range(config.source_repeats.get("social_chem_101", 1))
     ]
     return TrainingRows(level, plain, ruled, norm_rows)
 

@@ -20,6 +20,8 @@ from ..examples import Twin
 from .common import BrokenRow, Job, LoadReport, clean
 
 UNSAFE, SAFE = "U", "S"
+# Neither of two facts decides alone: a kind of contrast of its own, and measured apart.
+CROSSED = ("USSU", "SUUS")
 _SLOT = re.compile(r"\{(?:([AB]):)?([^{}]*)\}")
 
 
@@ -84,7 +86,8 @@ def _turns(texts: list[str], choice: dict[str | None, int]) -> tuple[Turn, ...]:
 def load_situations(path: Path, report: LoadReport | None = None) -> list[Twin]:
     """Return every unsafe version with every safe version of its situation.
 
-    The rule's text is the group: situations under one rule are never in two splits.
+    The rule's text is the group: situations under one rule are never in two splits. The source is
+    "situations", or "crossed_situations" where only two facts together decide.
 
     Raises:
         ArtifactError: the file is missing.
@@ -95,8 +98,9 @@ def load_situations(path: Path, report: LoadReport | None = None) -> list[Twin]:
     def parse(row: Any) -> list[Twin]:
         versions = expand(row["labels"], row["turns"])
         level = Level(row["level"])
+        source = f"crossed_{job.source}" if _is_crossed(row) else job.source
         return [
-            Twin(bad.turns, good.turns, row["rule"], row["rule"], job.source, level=level, kind=row["kind"])
+            Twin(bad.turns, good.turns, row["rule"], row["rule"], source, level=level, kind=row["kind"])
             for bad, good in product(
                 [version for version in versions if version.unsafe],
                 [version for version in versions if not version.unsafe],
@@ -104,6 +108,11 @@ def load_situations(path: Path, report: LoadReport | None = None) -> list[Twin]:
         ]
 
     return list(_flat(job.json_lines(path.name.removesuffix(".gz"), parse)))
+
+
+def _is_crossed(row: Any) -> bool:
+    named = any(match[1] for text in row["turns"] for match in _SLOT.finditer(text))
+    return named and row["labels"] in CROSSED
 
 
 def _flat(groups: Iterator[list[Twin]]) -> Iterator[Twin]:
