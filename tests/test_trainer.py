@@ -659,7 +659,7 @@ def test_two_processes_share_their_negatives(tiny_base, tmp_path):
 
 def test_unrelated_talk_stands_before_short_conversations():
     talk = (Turn("user", "t1"), Turn("assistant", "t2"), Turn("user", "t3"), Turn("assistant", "t4"))
-    examples = [example(0, "talk", turns=talk), example(1, unsafe=True)]
+    examples = [example(0, "persona", turns=talk), example(1, unsafe=True)]
     examples.append(example(2, unsafe=True, turns=said("agreed", "assistant")))
     rows = build_rows(examples, [], [], EncoderConfig(padded_share=1.0)).level
     plain = build_rows(examples, [], [], EncoderConfig()).level

@@ -20,10 +20,8 @@ from guardrail.rules import Rule
 
 from . import loaders
 from .data import DataSplit, load_split
-from .examples import Example
+from .examples import CASUAL_SOURCES, Example
 
-# The sources of plain small talk; what they trigger is a false alarm.
-CASUAL_SOURCES = frozenset({"self_dialogue", "topical_chat", "persona", "wow", "msc", "own_casual"})
 # Share of everyday turns that users may see flagged.
 MAX_FPR = 0.01
 # What remains of it where the thresholds come from sources that trained the model.

@@ -10,6 +10,7 @@ from guardrail.types import Turn
 
 from . import loaders
 from .examples import Example, Twin
+from .families import families
 from .inputs import as_text
 from .loaders import NormPair, Split
 from .mix import Norm
@@ -46,13 +47,17 @@ class DataSplit:
 def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[Example], list[Twin]]:
     """Return our own dialogues, and the twins of bank and pairs, of one split.
 
-    A rule with all its dialogues, and a pair with both its versions, is in one split only.
+    A rule with all its dialogues, and a pair with both its versions, is in one split only; so is
+    whatever stands under a rule that says nearly the same.
     """
     bank, near_misses = loaders.load_bank(load_bank() if rules is None else rules)
     pairs = loaders.load_pairs(PAIRS) + loaders.load_situations(SITUATIONS)
 
+    ruled = [(item.group, item.rule) for items in (bank, pairs) for item in items if item.rule]
+    family = families([group for group, _ in ruled], [rule for _, rule in ruled])
+
     def mine(group: str) -> bool:
-        return loaders.split_of(group, test=OWN_TEST, val=OWN_VAL) == split
+        return loaders.split_of(family.get(group, group), test=OWN_TEST, val=OWN_VAL) == split
 
     twins = [twin for twin in near_misses + pairs if mine(twin.group)]
     examples = bank + loaders.load_casual(CASUAL)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from guardrail.types import Level, Turn
 
+# The sources of plain small talk: every turn is fine, and what it triggers is a false alarm.
+CASUAL_SOURCES = frozenset({"self_dialogue", "topical_chat", "persona", "wow", "msc", "own_casual"})
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -12,7 +12,7 @@ from guardrail.rules.schema import Foundation
 from guardrail.types import Level, Turn
 
 from .config import EncoderConfig
-from .examples import Example, Twin
+from .examples import CASUAL_SOURCES, Example, Twin
 from .inputs import as_text
 from .losses import UNSAFE_OF_UNKNOWN_LEVEL
 
@@ -72,7 +72,9 @@ def build_rows(
     rng = random.Random(config.seed)
     kept = _limited(examples, config, rng)
     pairs = _limited(twins, config, rng)
-    small_talk = [item.turns for item in kept if not item.unsafe and len(item.turns) >= PADDING]
+    small_talk = [
+        item.turns for item in kept if item.source in CASUAL_SOURCES and len(item.turns) >= PADDING
+    ]
     level: list[Row] = [
         {
             "text": as_text(_padded(item, small_talk, config, rng)),
