@@ -2,8 +2,9 @@
 
     python bench/ablation.py --data ../shared/data --out runs/ablation
 
-Each run leaves `figures.json` in its folder and is skipped when that is there. The table printed at
-the end holds mean and standard deviation over the seeds.
+Each run leaves `figures.json` in its folder, with the recipe and a digest of the rows, and is skipped
+when those are still the same. Printed at the end: mean and standard deviation over the seeds, and how
+many of the rules that the retrieval figures ask for stand in the training data too.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -24,11 +26,14 @@ from guardrail.trainer.config import EncoderConfig
 from guardrail.trainer.data import DataSplit, load_split
 from guardrail.trainer.encoder import build_model, train
 from guardrail.trainer.inputs import as_text
+from guardrail.trainer.loaders import normalise
 from guardrail.trainer.mining import with_hard_negatives
-from guardrail.trainer.mix import build_rows
+from guardrail.trainer.mix import TrainingRows, build_rows
+from guardrail.trainer.resume import summary_of
 from guardrail.trainer.scoring import Outputs, Scorer, torch_scorer
 from guardrail.trainer.validation import validation_figures
 
+Figures = dict[str, float]
 QUERIES = 400
 LIMIT = 200
 SOURCES_APART = {"self_dialogue": 150, "topical_chat": 0, "msc": 0, "ethics_justice": 0}
@@ -59,36 +64,53 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     arguments = parser.parse_args()
     data, val = (load_split(arguments.data, split) for split in ("train", "val"))
-    figures: dict[str, list[dict[str, float]]] = defaultdict(list)
+    figures: dict[str, list[Figures]] = defaultdict(list)
     for seed in arguments.seeds:
         recipe: dict[str, object] = dict(SMALL)
-        figures[PROBE].append(
-            _kept(
-                arguments.out / f"probe-{seed}",
-                lambda seed=seed: probe(data, val, seed),
-            )
-        )
+        config = EncoderConfig(**recipe, seed=seed)  # type: ignore[arg-type]
+        rows = build_rows(data.examples + data.bank, data.twins, [], config)
+        run = arguments.out / f"probe-{seed}"
+        figures[PROBE].append(_kept(run, config, rows, val, lambda r=rows: probe(r, val)))
         for name, change in PARTS.items():
             recipe |= change
             config = EncoderConfig(**recipe, seed=seed, max_steps=arguments.steps)  # type: ignore[arg-type]
+            rows = rows_of(data, config)
             run = arguments.out / f"{name.replace(' ', '').replace('+', 'plus-')}-{seed}"
-            figures[name].append(_kept(run, lambda c=config, r=run: trained(c, r, data, val)))
+            make = lambda c=config, r=rows, f=run: trained(c, r, data, f, val)  # noqa: E731
+            figures[name].append(_kept(run, config, rows, val, make))
     print(table(figures))
+    print()
+    print(seen(data, val))
 
 
-def _kept(run: Path, make) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def _kept(
+    run: Path, config: EncoderConfig, rows: TrainingRows, val: DataSplit, make: Callable[[], Figures]
+) -> Figures:
+    """Return the figures of a finished run of the same recipe and data, else make and keep them."""
+    made_of = {
+        "config": config.model_dump(mode="json"),
+        "rows": summary_of(rows),
+        "validation": [len(part) for part in (val.examples, val.twins, val.norms, val.bank)],
+    }
     path = run / "figures.json"
-    if not path.is_file():
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if kept.get("made_of") != made_of:
         run.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(make(), indent=2))
-    return json.loads(path.read_text())  # type: ignore[no-any-return]
+        path.unlink(missing_ok=True)
+        kept = {"made_of": made_of, "figures": make()}
+        path.write_text(json.dumps(kept, indent=2))
+    return dict(kept["figures"])
 
 
-def trained(config: EncoderConfig, run: Path, data: DataSplit, val: DataSplit) -> dict[str, float]:
-    """Train one variant and return its figures."""
+def rows_of(data: DataSplit, config: EncoderConfig) -> TrainingRows:
+    """Return the rows of a variant."""
     rows = build_rows(data.examples + data.bank, data.twins, data.norms, config)
-    if not config.rule_weight:
-        rows = replace(rows, norms=[])  # they feed the n-pair loss alone: its steps would be lost
+    # Norms feed the n-pair loss alone: without it their steps would be lost.
+    return rows if config.rule_weight else replace(rows, norms=[])
+
+
+def trained(config: EncoderConfig, rows: TrainingRows, data: DataSplit, run: Path, val: DataSplit) -> Figures:
+    """Train one variant and return its figures."""
     set_seed(config.seed)
     model = build_model(config.base, config.max_tokens)
     if config.hard_negatives:
@@ -96,12 +118,10 @@ def trained(config: EncoderConfig, run: Path, data: DataSplit, val: DataSplit) -
     return measured(torch_scorer(train(model, rows, config, run).eval()), val)
 
 
-def probe(data: DataSplit, val: DataSplit, seed: int) -> dict[str, float]:
+def probe(rows: TrainingRows, val: DataSplit) -> Figures:
     """Return the figures of the frozen base with a logistic regression on its embeddings."""
     model = build_model("minilm", SMALL["max_tokens"]).eval()  # type: ignore[arg-type]
     embed = torch_scorer(model)
-    config = EncoderConfig(**SMALL, seed=seed)  # type: ignore[arg-type]
-    rows = build_rows(data.examples + data.bank, data.twins, [], config)
     texts = [(str(row["text"]), row["label"][0] > 0) for row in rows.level]  # type: ignore[index]
     texts += [(str(row[side]), side == "unsafe") for row in rows.rules for side in ("unsafe", "safe")]
     x = embed([text for text, _ in texts]).embeddings
@@ -116,14 +136,33 @@ def probe(data: DataSplit, val: DataSplit, seed: int) -> dict[str, float]:
     return measured(score, val)  # type: ignore[arg-type]
 
 
-def measured(score: Scorer, val: DataSplit) -> dict[str, float]:
+def measured(score: Scorer, val: DataSplit) -> Figures:
     """Return validation figures, and recall at 10 of rule retrieval on both kinds of rules."""
     figures = validation_figures(score, val, limit=LIMIT)
-    bank = [(as_text(example.turns), example.rule) for example in val.bank if example.unsafe and example.rule]
-    figures["val/bank_recall_at_10"] = recall(score, bank, [rule.text for rule in load_bank()])
-    norms = [(norm.text, norm.rule) for norm in val.norms]
-    figures["val/social_chem_recall_at_10"] = recall(score, norms, [rule for _, rule in norms])
+    rules = {"bank": [rule.text for rule in load_bank()]}
+    for name, pairs in queries(val).items():
+        corpus = rules.get(name, [rule for _, rule in pairs])
+        figures[f"val/{name}_recall_at_10"] = recall(score, pairs, corpus)
     return figures
+
+
+def queries(val: DataSplit) -> dict[str, list[tuple[str, str]]]:
+    """Return the texts of the retrieval figures, each with the rule that is to be found."""
+    return {
+        "bank": [(as_text(item.turns), item.rule) for item in val.bank if item.unsafe and item.rule],
+        "social_chem": [(norm.text, norm.rule) for norm in val.norms if norm.source == "social_chem_101"],
+    }
+
+
+def seen(data: DataSplit, val: DataSplit) -> str:
+    """Say how many of the rules asked for in validation stand, to the letter, in the training data."""
+    trained_on = {normalise(item.rule) for item in (*data.bank, *data.twins, *data.norms) if item.rule}
+    lines: list[str] = []
+    for name, pairs in queries(val).items():
+        rules = {normalise(rule) for _, rule in pairs}
+        known = len(rules & trained_on)
+        lines.append(f"{name}: {known} of the {len(rules)} rules asked for were at hand in training")
+    return "\n".join(lines)
 
 
 def recall(score: Scorer, pairs: list[tuple[str, str]], corpus: list[str]) -> float:
@@ -137,17 +176,20 @@ def recall(score: Scorer, pairs: list[tuple[str, str]], corpus: list[str]) -> fl
     return round(float((above < 10).mean()), 4)
 
 
-def table(figures: dict[str, list[dict[str, float]]]) -> str:
-    """Return the figures as a Markdown table, one row per variant."""
+def table(figures: dict[str, list[Figures]]) -> str:
+    """Return a Markdown table, one row per variant: mean and standard deviation over the seeds."""
     names = [name for name in next(iter(figures.values()))[0] if not name.startswith("val/ethics_d")]
     lines = ["| variant | " + " | ".join(name.removeprefix("val/") for name in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     for variant, runs in figures.items():
-        cells = [
-            (fmean(values), pstdev(values)) for values in ([run[name] for run in runs] for name in names)
-        ]
-        lines.append(f"| {variant} | " + " | ".join(f"{mean:.3f} ± {sd:.3f}" for mean, sd in cells) + " |")
+        cells = [_cell([run[name] for run in runs]) for name in names]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread}"
 
 
 if __name__ == "__main__":

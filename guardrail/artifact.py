@@ -322,9 +322,14 @@ def trained_run(folder: Path) -> Path | None:
 
 def torch_files(folder: Path) -> list[str]:
     """Return the names of the files in `model/`, without model cards and hidden ones."""
-    paths = sorted((folder / TORCH_FOLDER).rglob("*"))
-    kept = [p for p in paths if p.is_file() and p.suffix != ".md" and not p.name.startswith(".")]
-    return [path.relative_to(folder).as_posix() for path in kept]
+    paths = visible_files(folder / TORCH_FOLDER)
+    return [path.relative_to(folder).as_posix() for path in paths if path.suffix != ".md"]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files below a folder, sorted, without hidden ones (`.DS_Store`): nothing reads them."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:

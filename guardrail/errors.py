@@ -4,7 +4,7 @@
     ├── ConfigError(ValueError)             a setting is out of range
     ├── InputError(ValueError, TypeError)   messages or rules that cannot be read
     ├── ArtifactError                       a model folder is missing, incomplete, altered or foreign
-    ├── ModelError                          encoder, index, detector or rewriter failed; `.stage` says which
+    ├── ModelError                          a stage of the pipeline failed; `.stage` says which
     ├── MissingDependencyError(ImportError) an optional package is absent; gives the pip line
     └── MessageFlagged                      only from `Verdict.raise_if_flagged()`; carries the verdict
 
@@ -39,7 +39,8 @@ class ModelError(GuardrailError):
     """A stage of the pipeline failed while it ran.
 
     Attributes:
-        stage: `"normalize"`, `"encoder"`, `"index"`, `"detector"`, `"llm"` or `"rewriter"`.
+        stage: `"normalize"`, `"encoder"`, `"index"`, `"detector"`, `"judge"`, `"llm"` or
+            `"rewriter"`.
     """
 
     def __init__(self, stage: str, message: str) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
+from .callables import is_async as gives_coroutine
 from .errors import ConfigError, ModelError
 from .judging import ChatMessages, Opinion, Question, chat_messages, parse_answer
 
@@ -98,11 +98,15 @@ def as_judge(source: Any, *, model: str | None = None, **options: Any) -> AnyJud
             chat model; or a client with `chat.completions.create`, sync or async, as that of OpenAI.
         model: name of the client's model; for a client only, and needed there.
         options: handed to each call of the client, e.g. `timeout=5, temperature=0`. Give it a
-            timeout: a sync call that outlasts the guard's deadline goes on in the background.
+            timeout, and the client no retries (`max_retries=0`): a sync call that outlasts the
+            guard's deadline goes on in the background.
 
     Raises:
-        ConfigError: it is none of these, or a client without a model.
+        ConfigError: it is none of these, a class instead of an object, an async `judge`, or a client
+            without a model.
     """
+    if inspect.isclass(source):
+        raise ConfigError(f"expected a judge, got the class {source.__name__}; make an object of it")
     create = getattr(getattr(getattr(source, "chat", None), "completions", None), "create", None)
     if callable(create):
         return _client_judge(create, model, options)
@@ -110,6 +114,10 @@ def as_judge(source: Any, *, model: str | None = None, **options: Any) -> AnyJud
         raise ConfigError(
             f"expected a client with chat.completions.create beside model and options, "
             f"got {type(source).__name__}; bind them to it before"
+        )
+    if _has(source, "judge") and gives_coroutine(source.judge):
+        raise ConfigError(
+            f"expected a sync method 'judge' of {type(source).__name__}, got an async one; call it 'ajudge'"
         )
     if _has(source, "judge") or _has(source, "ajudge"):
         return source  # type: ignore[no-any-return]
@@ -120,7 +128,7 @@ def as_judge(source: Any, *, model: str | None = None, **options: Any) -> AnyJud
             f"expected a judge, a callable from messages to text, an OpenAI-compatible client or a "
             f"LangChain chat model, got {type(source).__name__}; pass one of these as judge="
         )
-    return AsyncCallableJudge(source) if _is_async(source) else CallableJudge(source)
+    return AsyncCallableJudge(source) if gives_coroutine(source, wrapped=True) else CallableJudge(source)
 
 
 def is_sync(judge: AnyJudge) -> TypeGuard[Judge]:
@@ -140,7 +148,7 @@ def _client_judge(create: Callable[..., Any], model: str | None, options: dict[s
             "pass judge=guardrail.judges.as_judge(client, model='...')"
         )
 
-    if _is_async(create):
+    if gives_coroutine(create, wrapped=True):
 
         async def acomplete(messages: ChatMessages) -> Any:
             return _choice(await create(model=model, messages=messages, **options))
@@ -186,11 +194,3 @@ def _text_part(part: Any) -> str:
 
 def _has(source: Any, method: str) -> bool:
     return callable(getattr(source, method, None))
-
-
-def _is_async(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    )

@@ -7,7 +7,6 @@ LLM and hand its reply over. Nothing leaves a session that was not judged.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import sys
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .callables import is_async
 from .compose import NEUTRAL, UNAVAILABLE
 from .conversation import Messages, read_conversation, read_reply
 from .errors import ConfigError, InputError
@@ -158,7 +158,7 @@ class Session:
         Raises:
             InputError: the intervention hook returned something that is not text.
         """
-        verdict = self._guard.check(self._messages)
+        verdict = self._guard.check(self._messages, judge_seconds=self.seconds_left)
         self._verdict_in = self._latest = verdict
         unread = verdict.status != "ok" and not verdict.coverage.judged_turn_read
         if unread and self._guard.config.on_error != "allow":
@@ -263,11 +263,17 @@ class Session:
             {"role": turn.role, "content": turn.text} for turn in self._conversation.turns
         ]
         unread = [{"type": "unread"}] * skipped
-        return self._guard.check([*turns, {"role": "assistant", "content": [text, *unread]}])
+        messages = [*turns, {"role": "assistant", "content": [text, *unread]}]
+        return self._guard.check(messages, judge_seconds=self.seconds_left)
 
     def _unfit(self, verdict: Verdict) -> bool:
-        """Return True if a candidate must not be shown: flagged, or not read whole and so not judged."""
-        return verdict.flagged or (verdict.status != "ok" and self._guard.config.on_error != "allow")
+        """Return True if a candidate must not be shown: flagged, or not read whole and so not judged.
+
+        One that lacks a second opinion was judged: by the encoder.
+        """
+        coverage = verdict.coverage  # whose parts are the candidate's: all else was handed over as text
+        unread = not coverage.judged_turn_read or coverage.parts_skipped > 0
+        return verdict.flagged or (unread and self._guard.config.on_error != "allow")
 
     def _note(self, strategy: Strategy, flagged: bool, verdict: Verdict) -> None:
         rules = tuple(match.rule.id for match in verdict.rules)
@@ -289,7 +295,7 @@ def checked_intervention(value: object) -> Any:
     Raises:
         ConfigError: it is neither "reply", "guide" nor a sync function.
     """
-    if value in ("reply", "guide") or (callable(value) and not _is_async(value)):
+    if value in ("reply", "guide") or (callable(value) and not is_async(value)):
         return value
     got = "an async function" if callable(value) else repr(value)
     raise ConfigError(f"expected on_intervention to be 'reply', 'guide' or a sync function, got {got}")
@@ -403,7 +409,7 @@ def wrap(
         "on_intervention": checked_intervention(on_intervention or guard.config.on_intervention),
         "form": form,
     }
-    if _is_async(llm):
+    if is_async(llm):
 
         async def guarded_async(messages: Messages, *args: Any, **kwargs: Any) -> Any:
             return (await agenerate(guard, llm, messages, *args, **options, **kwargs)).reply
@@ -490,12 +496,6 @@ def _in_form(template: Any, text: str) -> Any:
     )
 
 
-def _is_async(llm: Callable[..., Any]) -> bool:
-    while isinstance(llm, functools.partial):
-        llm = llm.func
-    return inspect.iscoroutinefunction(llm) or inspect.iscoroutinefunction(getattr(llm, "__call__", None))  # noqa: B004
-
-
 def _like(wrapper: Callable[..., Any], llm: Callable[..., Any]) -> Callable[..., Any]:
     wrapper.__name__ = getattr(llm, "__name__", type(llm).__name__)
     wrapper.__doc__ = getattr(llm, "__doc__", None)
@@ -519,7 +519,7 @@ async def _acall_within(seconds: float | None, llm: Callable[..., Any], *args: A
 
 
 async def _acall(llm: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if _is_async(llm):
+    if is_async(llm):
         return await llm(*args, **kwargs)
     reply = await asyncio.to_thread(llm, *args, **kwargs)
     return await reply if inspect.isawaitable(reply) else reply

@@ -100,17 +100,18 @@ _ZWNJ, _ZWJ = "\u200c", "\u200d"
 _TAGS = "\U000e0020-\U000e007e"  # a hidden copy of printable ASCII
 _LINES = "\r\x85\u2028\u2029"
 _SPACES = "\x0b\x0c\x1c-\x1f\xa0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000"  # U+2800: the empty Braille cell
-_INVISIBLE = (
+# Inside of a character class: what leaves no trace on the screen, beside tags, spaces and joiners.
+INVISIBLE = (
     "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls that separate nothing
     "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e001f\U000e007f-\U000e0fff"
 )
 _SURROGATES = "\ud800-\udfff"
-_SPECIAL = re.compile(f"[{_TAGS}{_LINES}{_SPACES}{_SURROGATES}{_INVISIBLE}]")
+_SPECIAL = re.compile(f"[{_TAGS}{_LINES}{_SPACES}{_SURROGATES}{INVISIBLE}]")
 _SPECIAL_RUN = re.compile(
     f"(?P<tags>[{_TAGS}]+)|(?P<lines>(?:\r\n|[{_LINES}])+)|(?P<space>[{_SPACES}]+)|(?P<broken>[{_SURROGATES}])"
-    f"|[{_INVISIBLE}]+"
+    f"|[{INVISIBLE}]+"
 )
 _REPLACEMENT: dict[str | None, str] = {"space": " ", "broken": "\ufffd"}
 _HAS_TAGS = re.compile(f"[{_TAGS}]")

@@ -179,11 +179,12 @@ class Guardrail:
     def __repr__(self) -> str:
         return f"Guardrail(rules={len(self.rules)}, dimension={self._encoder.dimension})"
 
-    def check(self, messages: Messages) -> Verdict:
+    def check(self, messages: Messages, *, judge_seconds: float | None = None) -> Verdict:
         """Judge the last turn of a conversation, read in its context.
 
         Args:
             messages: a string, a list of strings, role/content dicts or LangChain messages.
+            judge_seconds: longest wait for a second opinion, where `judge_deadline_ms` is longer.
 
         Returns:
             The verdict. A blank turn is allowed, with a reason. If the guard itself fails, what
@@ -193,9 +194,9 @@ class Guardrail:
             InputError: the messages cannot be read.
             ModelError: a stage failed and `on_error` is "raise".
         """
-        return self._settle(self._open(read_conversation(messages)))
+        return self._settle(self._open(read_conversation(messages)), judge_seconds)
 
-    async def acheck(self, messages: Messages) -> Verdict:
+    async def acheck(self, messages: Messages, *, judge_seconds: float | None = None) -> Verdict:
         """Judge as `check` does, in a worker thread, so that the event loop stays free.
 
         An async judge is awaited on the caller's loop; cancelling this cancels it.
@@ -203,7 +204,10 @@ class Guardrail:
         opened = await asyncio.to_thread(lambda: self._open(read_conversation(messages)))
         if isinstance(opened, Verdict):
             return opened
-        return self._revise(opened, await opened.second.aask(opened.question))
+        try:
+            return self._revise(opened, await opened.second.aask(opened.question, judge_seconds))
+        except Exception as error:
+            return self._failed(opened.conversation, error)
 
     def check_batch(
         self, conversations: Iterable[Messages], *, progress: Callable[[int], object] | None = None
@@ -255,10 +259,16 @@ class Guardrail:
             settings: single fields of `GuardConfig`.
 
         Raises:
-            ConfigError: no judge, or a setting is out of range.
+            ConfigError: no judge, a setting is out of range, or `threads`, which a loaded model cannot
+                change.
         """
         guard = copy.copy(self)
         guard.config = GuardConfig.of(**(self.config.model_dump() | settings))
+        if guard.config.threads != self.config.threads:
+            raise ConfigError(
+                f"expected threads={self.config.threads}, with which this model was loaded, got "
+                f"{guard.config.threads}; load a guard with that setting"
+            )
         guard.thresholds = _thresholds(self.thresholds, GuardConfig.of(**settings))
         guard.band = _band(self.calibration.band, guard.thresholds, guard.config)
         guard._second = _second_opinion(judge, guard.config)
@@ -449,10 +459,13 @@ class Guardrail:
             return _degraded(verdict, TOO_LONG_TO_ASK)
         return _Unsure(verdict, second, question, conversation, known, reading, judgement, decision)
 
-    def _settle(self, opened: Verdict | _Unsure) -> Verdict:
+    def _settle(self, opened: Verdict | _Unsure, judge_seconds: float | None = None) -> Verdict:
         if isinstance(opened, Verdict):
             return opened
-        return self._revise(opened, opened.second.ask(opened.question))
+        try:
+            return self._revise(opened, opened.second.ask(opened.question, judge_seconds))
+        except Exception as error:
+            return self._failed(opened.conversation, error)
 
     def _revise(self, unsure: _Unsure, answer: Answer) -> Verdict:
         if answer.opinion is None:

@@ -11,12 +11,15 @@ import contextvars
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from .errors import ModelError
-from .judges import AnyJudge, AsyncJudge, is_async, is_sync
-from .judging import Opinion, Question, checked
+from .judges import AnyJudge, AsyncJudge, Judge, is_async, is_sync
+from .judging import Opinion, Question, TooLongError, checked
+
+# Calls that may wait in line for each thread; one more is refused at once.
+WAITING_PER_WORKER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,80 +39,105 @@ class SecondOpinion:
         Args:
             judge: sync, async or both.
             deadline_ms: longest wait for an answer, milliseconds, queueing included.
-            workers: sync calls at a time; more wait in line. An async judge is not limited here.
+            workers: sync calls at a time; more wait in line, up to `WAITING_PER_WORKER` for each. An
+                async judge is not limited here.
             cache: answers kept, the least recently used is dropped first; 0 for none.
         """
         self._judge = judge
-        self._deadline_ms = deadline_ms
+        self._deadline = deadline_ms / 1000
         self._threads = _Threads(workers)
         self._cache: OrderedDict[str, Opinion] = OrderedDict()
         self._cache_size = cache
         self._lock = threading.Lock()
 
-    def ask(self, question: Question) -> Answer:
-        """Ask; returns within the deadline and never raises what the judge raises."""
-        known = self._known(question)
+    def ask(self, question: Question, seconds: float | None = None) -> Answer:
+        """Ask; returns within the deadline and never raises what the judge raises.
+
+        A sync call that outlasts it cannot be stopped: it goes on in its thread, and its answer is
+        kept for the next time.
+
+        Args:
+            question: what to ask.
+            seconds: longest wait, if that is shorter than the deadline.
+        """
+        limit = self._limit(seconds)
+        known = self._known(question, limit)
         if known is not None:
-            return Answer(known)
+            return known
         future = self._start(question)
         try:
-            wait([future], self._deadline_ms / 1000)
-            return self._outcome(future, question)
+            wait([future], limit)
+            return _outcome(future, limit)
         finally:
             future.cancel()
 
-    async def aask(self, question: Question) -> Answer:
+    async def aask(self, question: Question, seconds: float | None = None) -> Answer:
         """Do as `ask`, without blocking the event loop; if this is cancelled, so is the judge."""
-        known = self._known(question)
+        limit = self._limit(seconds)
+        known = self._known(question, limit)
         if known is not None:
-            return Answer(known)
-        future: asyncio.Future[Opinion]
+            return known
+        future: asyncio.Future[Answer]
         if is_async(self._judge):
-            future = asyncio.ensure_future(_ask_async(self._judge, question))
+            future = asyncio.ensure_future(self._acall(self._judge, question))
         else:
             future = asyncio.wrap_future(self._start(question))
-        future.add_done_callback(_look_at_error)
         try:
             # Not asyncio.timeout: that waits on for a judge that does not heed its cancellation.
-            await asyncio.wait({future}, timeout=self._deadline_ms / 1000)
-            return self._outcome(future, question)
+            await asyncio.wait({future}, timeout=limit)
+            return _outcome(future, limit)
         finally:
             future.cancel()
 
-    def _start(self, question: Question) -> Future[Opinion]:
+    def _start(self, question: Question) -> Future[Answer]:
         judge = self._judge
-        if is_sync(judge):
-            return self._threads.submit(lambda: judge.judge(question))
-        assert is_async(judge)
-        return asyncio.run_coroutine_threadsafe(_ask_async(judge, question), _background_loop())
-
-    def _outcome(self, future: Future[Opinion] | asyncio.Future[Opinion], question: Question) -> Answer:
-        if not future.done():
-            return _none(f"took longer than {self._deadline_ms:g} ms")
-        error = CancelledError() if future.cancelled() else future.exception()
-        if error is not None and not isinstance(error, ModelError):
-            return _none(f"failed with {type(error).__name__}")
         try:
-            opinion = checked(future.result(), question)
-        except ModelError:
-            return _none("was no valid answer")
-        self._keep(question, opinion)
-        return Answer(opinion)
+            if is_sync(judge):
+                return self._threads.submit(lambda: self._call(judge, question))
+            assert is_async(judge)
+            loop = _background_loop()
+            return asyncio.run_coroutine_threadsafe(self._acall(judge, question), loop)
+        except Exception as error:  # there is no thread to be had
+            return _done(_failed(error))
 
-    def _known(self, question: Question) -> Opinion | None:
-        if not self._cache_size:
-            return None
-        key = question.key
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-            return self._cache.get(key)
+    # Errors of a judge become values here: as errors of a task or a thread they would be logged with
+    # their text if nobody waits for them any more.
 
-    def _keep(self, question: Question, opinion: Opinion) -> None:
+    def _call(self, judge: Judge, question: Question) -> Answer:
+        try:
+            return self._read(judge.judge(question), question)
+        except BaseException as error:
+            return _failed(error)
+
+    async def _acall(self, judge: AsyncJudge, question: Question) -> Answer:
+        try:
+            return self._read(await judge.ajudge(question), question)
+        except (Exception, SystemExit) as error:
+            return _failed(error)
+
+    def _read(self, answer: object, question: Question) -> Answer:
+        """Check and remember an answer, in time or not.
+
+        Raises:
+            ModelError: it is none.
+        """
+        opinion = checked(answer, question)
         with self._lock:
             self._cache[question.key] = opinion
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
+        return Answer(opinion)
+
+    def _limit(self, seconds: float | None) -> float:
+        return self._deadline if seconds is None else min(self._deadline, seconds)
+
+    def _known(self, question: Question, limit: float) -> Answer | None:
+        """Return what can be said without asking."""
+        with self._lock:
+            if question.key in self._cache:
+                self._cache.move_to_end(question.key)
+                return Answer(self._cache[question.key])
+        return None if limit > 0 else _none("was not asked for, as no time was left")
 
 
 class _Threads:
@@ -121,19 +149,36 @@ class _Threads:
     def __init__(self, most: int) -> None:
         self._most = most
         self._running = 0
-        self._waiting: deque[tuple[Future[Opinion], contextvars.Context, Callable[[], Opinion]]] = deque()
+        self._waiting: deque[tuple[Future[Answer], contextvars.Context, Callable[[], Answer]]] = deque()
         self._lock = threading.Lock()
 
-    def submit(self, call: Callable[[], Opinion]) -> Future[Opinion]:
-        future: Future[Opinion] = Future()
+    def submit(self, call: Callable[[], Answer]) -> Future[Answer]:
+        """Run a call that does not raise, as soon as a thread is free.
+
+        Raises:
+            RuntimeError: no thread could be started, and none is running.
+        """
+        room = WAITING_PER_WORKER * self._most
+        future: Future[Answer] = Future()
         with self._lock:
-            # What nobody waits for any more would pile up behind calls that hang.
-            self._waiting = deque(job for job in self._waiting if not job[0].cancelled())
+            if len(self._waiting) >= room:  # what nobody waits for any more makes way
+                self._waiting = deque(job for job in self._waiting if not job[0].cancelled())
+            if len(self._waiting) >= room:
+                return _done(_none("was not asked for, as too many are waiting"))
             self._waiting.append((future, contextvars.copy_context(), call))
             if self._running < self._most:
-                threading.Thread(target=self._work, name="guardrail-judge", daemon=True).start()
-                self._running += 1
+                self._add_thread()
         return future
+
+    def _add_thread(self) -> None:
+        try:
+            threading.Thread(target=self._work, name="guardrail-judge", daemon=True).start()
+        except RuntimeError:
+            if not self._running:  # else those that run will come to it
+                self._waiting.pop()
+                raise
+        else:
+            self._running += 1
 
     def _work(self) -> None:
         while True:
@@ -143,28 +188,54 @@ class _Threads:
                     return
                 future, context, call = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(context.run(call))
-                except BaseException as error:
-                    future.set_exception(error)
+                future.set_result(context.run(call))
             del future, context, call  # not to be held while waiting for the lock
 
 
-async def _ask_async(judge: AsyncJudge, question: Question) -> Opinion:
-    return await judge.ajudge(question)
+def _outcome(future: Future[Answer] | asyncio.Future[Answer], limit: float) -> Answer:
+    if not future.done():
+        return _none(f"took longer than {1000 * limit:.0f} ms")
+    return _failed(asyncio.CancelledError()) if future.cancelled() else future.result()
 
 
-def _look_at_error(future: asyncio.Future[Opinion]) -> None:
-    """Retrieve the error of a judge that came too late, so that asyncio does not log it."""
-    if not future.cancelled():
-        future.exception()
+def _failed(error: BaseException) -> Answer:
+    if isinstance(error, TooLongError):
+        return _none("was not given, as the question is too long for the judge")
+    if isinstance(error, ModelError):
+        return _none("was no valid answer")
+    return _none(f"failed with {type(error).__name__}")
 
 
 def _none(what: str) -> Answer:
     return Answer(None, f"the second opinion {what}; the encoder decided")
 
 
-_loop: asyncio.AbstractEventLoop | None = None
+def _done(answer: Answer) -> Future[Answer]:
+    future: Future[Answer] = Future()
+    future.set_result(answer)
+    return future
+
+
+class _LoopThread(threading.Thread):
+    """An event loop that runs until the program ends."""
+
+    def __init__(self) -> None:
+        super().__init__(name="guardrail-judge-loop", daemon=True)
+        self.loop = asyncio.new_event_loop()
+        try:
+            self.start()
+        except RuntimeError:
+            self.loop.close()
+            raise
+
+    def run(self) -> None:
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+
+_loop_thread: _LoopThread | None = None
 _loop_lock = threading.Lock()
 
 
@@ -173,9 +244,9 @@ def _background_loop() -> asyncio.AbstractEventLoop:
 
     One that stays: a client keeps connections that belong to the loop they were made in.
     """
-    global _loop
+    global _loop_thread
     with _loop_lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="guardrail-judge-loop", daemon=True).start()
-        return _loop
+        # A fork leaves the thread behind, and a judge may stop the loop that it runs on.
+        if _loop_thread is None or not _loop_thread.is_alive():
+            _loop_thread = _LoopThread()
+        return _loop_thread.loop

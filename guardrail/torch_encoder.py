@@ -6,10 +6,12 @@ The only file of the runtime that touches torch, and imported only when such a m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .artifact import visible_files
 from .encoder import finite
 from .errors import ArtifactError, ConfigError, MissingDependencyError, ModelError
 from .protocols import EncoderOutput, TokenizedText
@@ -26,6 +28,7 @@ except ImportError as error:
 MODULES = frozenset({"Transformer", "Pooling", "Dense", "Normalize"})
 # Weights in any other format can run code when they are read.
 SAFE_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".md"})
+_PLACE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)?")
 OUTPUTS = ("sentence_embedding", "violation_embedding", "level_logits")
 BATCH = 32
 
@@ -89,19 +92,20 @@ class TorchEncoder:
         for start in range(0, len(windows), BATCH):
             rows = slice(start, start + BATCH)
             for column, output in zip(columns, self._run(windows[rows]), strict=True):
-                column[rows] = output.float().cpu()
+                column[rows] = output
         return finite(EncoderOutput(*(column.numpy() for column in columns)))
 
     @torch.inference_mode()
     def _run(self, windows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         longest = max(map(len, windows))
         padded = [[*window, *[self._pad_id] * (longest - len(window))] for window in windows]
-        ids = torch.tensor(padded, device=self._device)  # (b, t)
-        lengths = torch.tensor([len(window) for window in windows], device=self._device)
-        mask = (torch.arange(longest, device=self._device) < lengths[:, None]).long()  # (b, t)
         try:
+            ids = torch.tensor(padded, device=self._device)  # (b, t)
+            lengths = torch.tensor([len(window) for window in windows], device=self._device)
+            mask = (torch.arange(longest, device=self._device) < lengths[:, None]).long()  # (b, t)
             features = self._model({"input_ids": ids, "attention_mask": mask})
-            return [features[name] for name in OUTPUTS]
+            # To the CPU in here: a GPU computes later than it is asked to, and fails when it is read.
+            return [features[name].float().cpu() for name in OUTPUTS]
         except Exception as error:  # out of memory, a device that went away: torch has no common base
             raise ModelError(
                 "encoder", f"torch failed on {len(windows)} windows of up to {longest} tokens"
@@ -168,6 +172,7 @@ def _refuse_unsafe(folder: Path) -> None:
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         types = [str(module["type"]) for module in modules]
+        places = [str(module["path"]) for module in modules]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"expected a sentence-transformers model in {folder}, modules.json is missing or broken"
@@ -177,8 +182,11 @@ def _refuse_unsafe(folder: Path) -> None:
             raise ArtifactError(
                 f"expected modules among {', '.join(sorted(MODULES))} in {folder}, got {name!r}"
             )
-    for path in folder.rglob("*"):
-        if path.is_file() and path.suffix not in SAFE_SUFFIXES:
+    for place in places:
+        if not _PLACE.fullmatch(place):  # what lies elsewhere, or is hidden, is not looked at below
+            raise ArtifactError(f"expected modules in plain folders of {folder}, got {place!r}")
+    for path in visible_files(folder):
+        if path.suffix not in SAFE_SUFFIXES:
             raise ArtifactError(
                 f"expected only safetensors and JSON in {folder}, found {path.name}; "
                 f"save the model with safe_serialization"

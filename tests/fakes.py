@@ -123,6 +123,30 @@ SAFE_REPLY = "Please take a taxi tonight."
 UNSAFE_REPLY = "Have another beer and drive off!"
 
 
+ENDINGS = ("now", "please", "so", "and", "we do", "is it not", "to a friend", "the kids")
+
+
+def many_rules() -> tuple[Rule, ...]:
+    """Return forty rules with an unsafe and a safe dialogue each, some of them in every split.
+
+    They share few words: rules that say nearly the same would all be in one split.
+    """
+    return tuple(
+        Rule.model_validate(
+            {
+                "id": f"r-{number}",
+                "rule": f"Keep beer{number} off road{number}.",
+                "domain": "driving",
+                "severity": "needs_intervention",
+                "violations": [{"turns": [f"{UNSAFE} {ending}"], "level": "needs_intervention"}],
+                "near_misses": [{"turns": [f"{SAFE} {ending}"]}],
+            }
+        )
+        for number in range(40)
+        for ending in [ENDINGS[number % len(ENDINGS)]]
+    )
+
+
 def make_guard(**settings: object) -> Guardrail:
     """Return a guard on the fake encoder with two rules."""
     from guardrail.config import GuardConfig

@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 
 import pytest
-from fakes import DRIVING, PRIVACY, SAFE, UNSAFE, BrokenEncoder
+from fakes import DRIVING, PRIVACY, SAFE, UNSAFE, BrokenEncoder, many_rules
 from typer.testing import CliRunner
 
 from guardrail import Guardrail
 from guardrail.cli import app
+from guardrail.cli.batch import CHUNK
 from guardrail.rules import load_bank, read_rules
 
 NEW_RULE = "You shouldn't feed chocolate to your dog."
@@ -647,7 +647,7 @@ def fake_training(train_extra, monkeypatch):
 @pytest.mark.train
 def test_train_passes_everything_on(fake_training, write, tmp_path, monkeypatch):
     monkeypatch.setenv("GUARDRAIL_DATA", str(tmp_path))
-    rules = write("my.jsonl", '{"id": "a", "rule": "x"}')
+    rules = write("my.jsonl", "\n".join(rule.model_dump_json(by_alias=True) for rule in many_rules()))
     out = tmp_path / "run"
     args = ("--epochs", 2, "--sources", "diasafety, bad", "--rules", rules, "--resume", "--json")
     result = run("train", "encoder", "--out", out, *args)
@@ -658,6 +658,27 @@ def test_train_passes_everything_on(fake_training, write, tmp_path, monkeypatch)
     shared = {"data_dir": tmp_path, "sources": ["diasafety", "bad"], "rules": read_rules(rules)}
     assert fake_training["train"] == (2, out, {**shared, "resume": True})
     assert fake_training["finalize"] == (out, {**shared, "folder": out / "artifact"})
+
+
+@pytest.mark.train
+def test_train_wants_dialogues_of_the_rules_first(fake_training, write, tmp_path):
+    rules = write("my.jsonl", '{"id": "a", "rule": "x"}')
+    result = run("train", "encoder", "--out", tmp_path, "--rules", rules)
+    assert result.exit_code == 3
+    assert "expected unsafe dialogues of the rules in validation" in only_error(result)
+    assert not fake_training
+    # Whoever wants no model folder needs none.
+    assert run("train", "encoder", "--out", tmp_path, "--rules", rules, "--no-export").exit_code == 0
+
+
+@pytest.mark.train
+def test_of_several_processes_one_writes_the_model_folder(fake_training, tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    result = run("train", "encoder", "--out", tmp_path, "--json")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "train" in fake_training
+    assert "finalize" not in fake_training
 
 
 @pytest.mark.train
@@ -689,19 +710,21 @@ def test_a_real_training_from_a_recipe(tiny_base, write, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.train
-def test_eval_of_a_model_folder(train_extra, tiny_folder, tmp_path, monkeypatch):
+def test_eval_of_a_model_folder(train_extra, tiny_folder, write, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("bm25s")
     monkeypatch.delenv("GUARDRAIL_DATA", raising=False)
-    args = ("eval", "--model", tiny_folder, "--limit", 5)
+    rules = write("my.jsonl", "\n".join(rule.model_dump_json(by_alias=True) for rule in many_rules()))
+    args = ("eval", "--model", tiny_folder, "--limit", 3, "--rules", rules)
     page = tmp_path / "report.html"
     report = json.loads(run(*args, "--json", "-", "--html", page).stdout)
-    assert report["classification"]["bank"]["n"] == 5
+    assert report["classification"]["bank"]["n"] == 3
+    assert report["retrieval"]["bank/ours"]["rules"] == len(many_rules())
     assert page.read_text("utf-8").startswith("<!doctype html>")
     args = (*args, "--only", "over_refusal, discrimination")
     result = run(*args, "--json", tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text())["over_refusal"]["own_casual"]["n"] == 5
-    assert "over_refusal\town_casual\tn\t5" in result.stdout.splitlines()
+    assert json.loads((tmp_path / "report.json").read_text())["over_refusal"]["own_casual"]["n"] == 3
+    assert "over_refusal\town_casual\tn\t3" in result.stdout.splitlines()
     assert "### Contrasts" in run(*args, "--markdown").stdout
 
 
@@ -723,6 +746,8 @@ def test_eval_with_a_judge_of_ones_own(train_extra, tiny_folder, write, tmp_path
         (("--judge", "json"), "expected a judge as MODULE:NAME"),
         (("--judge", "json:nobody"), "expected a judge at 'json:nobody'"),
         (("--judge", "no_such_module:judge"), "No module named"),
+        (("--judge", "json:JSONDecoder"), "expected a judge, got the class JSONDecoder"),
+        (("--rules", "no_such_rules.jsonl"), "no_such_rules.jsonl"),
         (("--html", "no_such_folder/report.html"), "expected a folder for"),
         (("--json", "no_such_folder/report.json"), "expected a folder for"),
         (("--only", "speed"), "expected parts from classification"),
@@ -780,9 +805,12 @@ def test_a_defect_does_not_read_as_a_finding(tiny_folder):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
-def test_ctrl_c_ends_with_130():
-    process = start("check", "--stdin", "--model", "none", stdin=subprocess.PIPE)
-    time.sleep(1)
+def test_ctrl_c_ends_with_130(tiny_folder):
+    process = start("check", "--batch", "-", "--model", tiny_folder, stdin=subprocess.PIPE)
+    process.stdin.write(b'"bread"\n' * CHUNK)
+    process.stdin.flush()
+    for _ in range(CHUNK):  # then it surely runs, and waits for more
+        assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (stdout, stderr) == (b"", b"error: interrupted\n")

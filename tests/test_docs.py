@@ -19,6 +19,7 @@ def test_the_readme_runs_as_it_stands():
     assert len(blocks) >= 2
     names = {
         "llm": lambda messages: "Bake them with tahini and lemon.",
+        "my_llm": lambda messages: "no answer of a judge",
         "messages": [{"role": "user", "content": "too many aubergines, any ideas?"}],
         "prompt": ChatPromptTemplate.from_messages([("human", "{text}")]),
         "chat_model": core.GenericFakeChatModel(messages=iter(["Bake them."])),

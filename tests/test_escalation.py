@@ -1,6 +1,7 @@
 """Which band to send to a judge, and what it brings: against brute force and scripted judges."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -205,6 +206,26 @@ def test_a_judge_that_fails_is_counted_and_the_encoder_stands():
 
     assert (none["failed"], everything["failed"]) == (0, 1)
     assert everything["accuracy"] == none["accuracy"]
+
+
+def test_a_turn_that_no_judge_was_asked_about_is_no_failure():
+    blank = [example(" ", False)] * 3
+    row = escalation_curve(make(), EXAMPLES + blank, Oracle(), (1,))[0]
+
+    assert (row["escalated"], row["failed"]) == (1, 0)
+
+
+def test_a_judge_gets_all_the_time_it_needs():
+    oracle = Oracle()
+
+    class Slow:
+        def judge(self, question):
+            time.sleep(0.05)
+            return oracle.judge(question)
+
+    guard = make().with_judge(None, judge_deadline_ms=1)  # as an app may have it
+    assert escalation_curve(guard, EXAMPLES[:4], Slow(), (1,))[0]["failed"] == 0
+    assert escalation_curve(guard, EXAMPLES[:4], Slow(), (1,), deadline_ms=1)[0]["failed"] == 1
 
 
 def test_no_examples_are_refused():

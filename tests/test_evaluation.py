@@ -6,21 +6,25 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import DRIVING, PRIVACY, SAFE, UNSAFE, WordEncoder, make_guard
+from fakes import DRIVING, PRIVACY, SAFE, UNSAFE, WordEncoder, make_guard, many_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrail import ConfigError
+from guardrail import ConfigError, Guardrail, InputError, ModelError
+from guardrail.artifact import read_manifest, write_manifest
+from guardrail.rules import Rule, load_bank, read_rules
 from guardrail.types import Level, Turn
 
 for package in ("torch", "sentence_transformers", "sklearn", "bm25s", "Stemmer"):
     pytest.importorskip(package)
 
 from guardrail.trainer.baselines import bag_of_words_margins, word_neutral  # noqa: E402
+from guardrail.trainer.data import load_own  # noqa: E402
 from guardrail.trainer.evaluate import evaluate  # noqa: E402
 from guardrail.trainer.evaluation import benchmarks  # noqa: E402
 from guardrail.trainer.evaluation.benchmarks import Benchmark, same_rule_key  # noqa: E402
@@ -54,6 +58,8 @@ from guardrail.trainer.metrics import (  # noqa: E402
     auroc_interval,
     brier,
     macro_f1,
+    mean_interval,
+    pairwise_wins,
     reliability,
     roc,
 )
@@ -148,6 +154,23 @@ def test_no_interval_without_both_classes():
     assert all(map(math.isnan, auroc_interval(np.array([0.1, 0.2]), np.array([True, True]), ["a", "b"])))
 
 
+def test_the_interval_of_a_mean_draws_groups_too():
+    values = np.random.default_rng(3).random(40)
+    groups = [f"g{n % 7}" for n in range(40)]
+    _, member = np.unique(groups, return_inverse=True)
+    counts = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=150)
+    slow = [np.repeat(values, draw[member]).mean() for draw in counts]
+    found = mean_interval(values, groups, draws=150, seed=5)
+    assert found == pytest.approx(np.percentile(slow, (2.5, 97.5)))
+    assert found[0] < values.mean() < found[1]
+    assert mean_interval(np.ones(3), ["a", "b", "b"]) == (1, 1)
+    assert all(map(math.isnan, mean_interval(np.array([]), [])))
+
+
+def test_a_tie_is_half_a_win():
+    assert pairwise_wins(np.array([2.0, 1.0, 1.0]), np.array([1.0, 2.0, 1.0])).tolist() == [1, 0, 0.5]
+
+
 # Ranking
 
 
@@ -209,6 +232,12 @@ def test_a_rule_of_fillers_alone_keeps_a_key():
     assert same_rule_key("You are you") == "you are you"
 
 
+def test_the_documentation_prints_the_filler_words():
+    text = (Path(__file__).parent.parent / "docs" / "benchmark.md").read_text("utf-8")
+    (printed,) = re.findall(r"^> (.+)$", text, re.MULTILINE)
+    assert set(printed.split()) == benchmarks.FILLERS
+
+
 def social_chem_file(tmp_path, rows):
     fields = ("situation", "rot", "rot-bad", "rot-agree")
     text = io.StringIO()
@@ -224,7 +253,7 @@ def test_social_chem_is_disjoint_by_situation_and_by_rule(tmp_path):
     rows = [(f"situation number {n}", f"It's wrong to do thing{n}x") for n in range(300)]
     rows += [(f"situation number {n}", "It's good to share your things.") for n in range(300)]
     rows += [(f"Situation number {n}!", f"It is wrong to do a thing{n}x.") for n in range(300)]
-    task = benchmarks.social_chem(social_chem_file(tmp_path, rows))
+    task = benchmarks.social_chem(moral_stories_files(social_chem_file(tmp_path, rows)))
     # A tenth of the situations; the rule that stands in all splits is gone; wordings of one rule are one.
     assert 10 < len(task.queries) < 60
     assert len(task.corpus) == len(task.queries)
@@ -235,26 +264,62 @@ def test_social_chem_is_disjoint_by_situation_and_by_rule(tmp_path):
         assert f"thing{number}x" in task.corpus[place]
 
 
-def test_moral_stories_ask_for_the_norm_from_both_actions(tmp_path):
+def moral_stories_files(tmp_path, **norms):
+    """Write the files of Moral Stories, with a kind and a mean action for every norm of a split."""
     for part in ("original_ms", "contra_ms"):
         folder = tmp_path / "moral_stories" / part
         folder.mkdir(parents=True)
         for split in ("dev", "test"):
             rows = []
-            if part == "original_ms":
-                fair = {"dev": "You be fair to all.", "test": "Be fair to all!"}[split]
-                norms = (fair, f"Only in {split}.")
-                for n, norm in enumerate(norms):
-                    key = f"{split}{n}"
-                    rows += [
-                        {"ID": key + "0", "norm": norm, "moral_action": f"kind {key}", "label": "1"},
-                        {"ID": key + "1", "norm": norm, "immoral_action": f"mean {key}", "label": "0"},
-                    ]
+            for n, norm in enumerate(norms.get(split, ()) if part == "original_ms" else ()):
+                key = f"{split}{n}"
+                rows += [
+                    {"ID": key + "0", "norm": norm, "moral_action": f"kind {key}", "label": "1"},
+                    {"ID": key + "1", "norm": norm, "immoral_action": f"mean {key}", "label": "0"},
+                ]
             (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return tmp_path
+
+
+def test_moral_stories_ask_for_the_norm_from_both_actions(tmp_path):
+    social_chem_file(tmp_path, [])
+    moral_stories_files(tmp_path, dev=["You be fair to all."], test=["Be fair to all!", "Only in test."])
     task = benchmarks.moral_stories(tmp_path)
     assert task.corpus == ("Only in test.",)  # the norm that dev has in other words is out
     assert {turns[0].text for turns in task.queries} == {"kind test1", "mean test1"}
     assert task.relevant == ((0,), (0,))
+
+
+def test_a_rule_that_another_set_has_in_training_is_asked_for_by_no_task(tmp_path):
+    shared = "It's kind to carry bags."
+    rows = [(f"situation number {n}", shared) for n in range(40)]
+    rows += [(f"situation number {n}", "Norms of stories are norms.") for n in range(40)]
+    rows += [(f"situation number {n}", f"It's wrong to do thing{n}x") for n in range(40)]
+    folder = moral_stories_files(
+        social_chem_file(tmp_path, rows), dev=["Norms of stories are norms!"], test=[shared, "Only here."]
+    )
+    (folder / "own").mkdir()
+    mine = {"turns": ["hello"], "unsafe": False, "rule": "Mine alone."}
+    (folder / "own" / "train.jsonl").write_text(json.dumps(mine))
+    trained = load_own("train", (DRIVING, PRIVACY))[1][0].rule
+    seen = benchmarks.seen_rules(folder, (DRIVING, PRIVACY))
+    assert {same_rule_key(rule) for rule in (shared, "Mine alone.", trained)} <= seen
+    assert benchmarks.moral_stories(folder, seen).corpus == ("Only here.",)
+    assert all("thing" in rule for rule in benchmarks.social_chem(folder, seen).corpus)
+
+
+def test_rules_of_our_own_count_as_seen_without_public_data():
+    rules = tuple(load_bank())
+    held_out = {item.rule for item in load_own("test", rules)[0] if item.rule}
+    seen = benchmarks.seen_rules(None, rules)
+    assert {same_rule_key(item.rule) for item in load_own("val", rules)[0] if item.rule} <= seen
+    assert not {same_rule_key(rule) for rule in held_out} & seen
+
+
+def test_the_bank_keeps_a_seen_rule_and_does_not_ask_for_it():
+    dialogues = [example("four beer", unsafe=True, rule=DRIVING.text)]
+    task = benchmarks.bank([PRIVACY, DRIVING], dialogues, {same_rule_key(DRIVING.text)})
+    assert (task.corpus, task.queries) == ((PRIVACY.text, DRIVING.text), ())
 
 
 def test_the_bank_asks_violations_of_held_out_rules_among_all_rules():
@@ -342,7 +407,7 @@ def test_the_system_in_the_documentation_runs_as_it_stands(tmp_path, capsys):
     rows = [(f"i did thing{n}x", f"It's wrong to do thing{n}x") for n in range(100)]
     text = (Path(__file__).parent.parent / "docs" / "benchmark.md").read_text("utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    folder = str(social_chem_file(tmp_path, rows))
+    folder = str(moral_stories_files(social_chem_file(tmp_path, rows)))
     assert '"DATA"' in block
     exec(compile(block.replace('"DATA"', repr(folder)), "benchmark.md", "exec"), {})  # noqa: S102
     assert "'recall_at_1': 1.0" in capsys.readouterr().out
@@ -360,7 +425,8 @@ def scored(name="set", n=40, seed=0, **fields):
         for i, flag in enumerate(unsafe)
     )
     levels = tuple("needs_caution" if p > 0.5 else "casual" for p in probabilities)
-    return Scored(name, examples, probabilities, probabilities > 0.6, probabilities > 0.4, levels)
+    ok = np.arange(n) % 4 > 0
+    return Scored(name, examples, probabilities, probabilities > 0.6, probabilities > 0.4, levels, ok)
 
 
 def test_a_set_is_scored_through_the_front_door():
@@ -370,7 +436,14 @@ def test_a_set_is_scored_through_the_front_door():
     assert found.probabilities.tolist() == [verdict.probability for verdict in verdicts]
     assert found.flagged.tolist() == [True, False]
     assert found.levels == tuple(verdict.level for verdict in verdicts)
+    assert found.ok.tolist() == [True, True]
     assert UNSAFE not in repr(found)
+
+
+def test_a_turn_that_is_not_read_whole_is_told():
+    found = score_set(make_guard(max_windows=1), "long", [example("bread " * 500), example(SAFE)])
+    assert found.ok.tolist() == [False, True]
+    assert classification_figures(found)["not_ok"] == refusal_figures(found)["not_ok"] == 0.5
 
 
 def test_classification_figures():
@@ -381,11 +454,21 @@ def test_classification_figures():
     assert figures["auroc_low"] < figures["auroc"] < figures["auroc_high"]
     assert figures["recall_at_1_percent"] <= figures["recall_at_5_percent"]
     assert figures["unsafe_flagged"] == pytest.approx(part.flagged[part.unsafe].mean())
+    assert figures["not_ok"] == 0.25
+
+
+def test_macro_f1_of_a_set_is_that_of_its_flags():
+    examples = (example("a", unsafe=True), example("b", unsafe=True), example("c"), example("d"))
+    flagged = np.array([True, False, False, False])
+    levels = ("casual",) * 4
+    found = Scored("set", examples, flagged / 2, flagged, flagged, levels, np.ones(4, bool))
+    # F1 of unsafe: 2/3, of safe: 4/5.
+    assert classification_figures(found)["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
 
 
 def test_a_set_of_one_class_has_flagged_shares_only():
     part = scored().only(np.flatnonzero(scored().unsafe).tolist())
-    assert set(classification_figures(part)) == {"n", "unsafe", "unsafe_flagged"}
+    assert set(classification_figures(part)) == {"n", "unsafe", "unsafe_flagged", "not_ok"}
 
 
 def test_categories_of_fewer_than_few_are_left_out():
@@ -395,7 +478,7 @@ def test_categories_of_fewer_than_few_are_left_out():
         for i, e in enumerate(part.examples)
     )
     found = category_figures(
-        Scored("set", named, part.probabilities, part.flagged, part.touched, part.levels)
+        Scored("set", named, part.probabilities, part.flagged, part.touched, part.levels, part.ok)
     )
     assert list(found) == ["large"]
     assert found["large"]["auroc"] == auroc(part.probabilities[:FEW], part.unsafe[:FEW])
@@ -410,9 +493,8 @@ def test_levels_are_judged_where_the_source_has_them():
         example("d"),
     )
     no = np.zeros(4)
-    found = level_figures(
-        Scored("set", examples, no, no > 1, no > 1, ("casual", "needs_caution", "casual", "casual"))
-    )
+    levels = ("casual", "needs_caution", "casual", "casual")
+    found = level_figures(Scored("set", examples, no, no > 1, no > 1, levels, no < 1))
     assert found == {
         "n": 3,
         "accuracy": pytest.approx(2 / 3),
@@ -473,6 +555,10 @@ def test_every_source_of_matched_pairs_is_measured_the_same_way():
     ]
     assert found["pairs"]["pairwise"] == found["situations"]["pairwise"] == 1
     assert found["pairs"]["single_auroc"] == 1
+    for part in filter(lambda part: part["n"], found.values()):
+        assert part["pairwise_low"] <= part["pairwise"] <= part["pairwise_high"]
+    assert math.isnan(found["pairs/word neutral"]["pairwise_low"])  # the bag of words gets all right
+    assert found["pairs"]["not_ok"] == 0
     assert "bag_of_words" not in found["bank"]
     assert found["situations/long context"]["bag_of_words"] == 1
 
@@ -508,6 +594,7 @@ def test_over_refusal_looks_at_safe_turns_only():
         "n": safe.sum(),
         "flagged": pytest.approx(part.flagged[safe].mean()),
         "touched": pytest.approx(part.touched[safe].mean()),
+        "not_ok": pytest.approx((~part.ok)[safe].mean()),
     }
 
 
@@ -551,9 +638,7 @@ def test_the_map_knows_rules_and_domains_and_no_dialogue():
 
 def report():
     sets = (scored("one"), scored("two <b>", seed=1), scored("calm").only([0]))
-    calm = Scored(
-        "calm", (example("secret text"),), *(array[:1] for array in (np.zeros(1),) * 3), ("casual",)
-    )
+    calm = Scored("calm", (example("secret text"),), *(np.zeros(1),) * 3, ("casual",), np.ones(1, bool))
     figures = {
         "classification": {part.name: classification_figures(part) for part in sets[:2]},
         "retrieval": {"bank/ours": {"queries": 3.0, "recall_at_10": 0.5, "mrr": math.nan}},
@@ -670,7 +755,7 @@ def test_an_evaluation_without_public_data(tiny_folder, tiny_base):
     def judge(messages):
         return "nonsense"
 
-    found = evaluate(tiny_folder, None, 6, base=str(tiny_base), judge=judge)
+    found = evaluate(tiny_folder, None, 3, base=str(tiny_base), judge=judge, rules=many_rules())
     assert list(found.figures) == [
         "classification",
         "categories",
@@ -680,9 +765,9 @@ def test_an_evaluation_without_public_data(tiny_folder, tiny_base):
         "over_refusal",
         "escalation",
     ]
-    assert found.figures["classification"]["bank"]["n"] == 6
+    assert found.figures["classification"]["bank"]["n"] == 3
     assert set(found.figures["retrieval"]) == {"bank/bm25", "bank/base", "bank/ours", "bank/as named"}
-    assert found.figures["discrimination"]["pairs"]["n"] == 6
+    assert found.figures["discrimination"]["pairs"]["n"] == 3
     assert {"own_casual", "pairs/safe versions", "situations/safe versions"} <= set(
         found.figures["over_refusal"]
     )
@@ -699,6 +784,69 @@ def test_only_the_parts_that_were_asked_for(tiny_folder):
     found = evaluate(tiny_folder, None, 3, parts=["discrimination"])
     assert list(found.figures) == ["discrimination"]
     assert found.scored == ()
+
+
+@pytest.mark.slow
+@pytest.mark.train
+def test_rules_without_held_out_dialogues_give_no_figures_of_the_bank(tiny_folder):
+    """The rules of a model are those that count, not the bank that ships."""
+    found = evaluate(tiny_folder, None, 3, parts=["retrieval", "over_refusal"])
+    assert found.figures["retrieval"] == {}
+    assert not any("bank" in row for row in found.figures["over_refusal"])
+
+
+@pytest.mark.slow
+@pytest.mark.train
+def test_rules_of_ones_own_join_those_of_the_model(tiny_folder):
+    mine = Rule(id="mine", rule="You shouldn't feed bread to ducks.", domain="ducks")
+    known = Guardrail.load(tiny_folder).rules
+    bank = (*many_rules(), known[0], mine)
+    found = evaluate(tiny_folder, None, 3, parts=["retrieval"], rules=bank).figures["retrieval"]
+    assert found["bank/bm25"]["rules"] == found["bank/ours"]["rules"] == len(bank)
+    assert found["bank/as named"]["rules"] == len(bank) + len(known) - 1  # one was there
+    with pytest.raises(InputError, match="which is taken"):
+        evaluate(tiny_folder, None, 3, rules=[mine.model_copy(update={"id": known[0].id})])
+
+
+@pytest.mark.slow
+@pytest.mark.train
+def test_a_guard_that_fails_ends_the_evaluation(folder, tiny_fp32):
+    """Its canaries pass, so it starts; it fails on every text with a question mark."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(tiny_fp32))
+    pieces = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    (table,) = [t for t in model.graph.initializer if tuple(t.dims) == (len(pieces), 32)]
+    words = onnx.numpy_helper.to_array(table).copy()
+    words[pieces["?"]] = np.nan
+    table.CopyFrom(onnx.numpy_helper.from_array(words, table.name))
+    onnx.save(model, str(folder / "model.onnx"))
+    old = read_manifest(folder)
+    write_manifest(
+        folder,
+        read_rules(folder / "rules.jsonl"),
+        name="x",
+        dimension=32,
+        max_tokens=old.max_tokens,
+        canary=old.canary,
+    )
+    with pytest.raises(ModelError, match="expected finite outputs"):
+        evaluate(folder, None, parts=["over_refusal"])
+
+
+def test_what_is_no_judge_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match="expected a judge"):
+        evaluate(tmp_path / "no folder", None, judge=3)
+
+
+@pytest.mark.parametrize(("folder", "title"), [("artifact", "mine"), ("model", "mine"), ("other", "other")])
+def test_a_model_is_called_by_its_run(tiny_folder, tmp_path, folder, title):
+    path = shutil.copytree(tiny_folder, tmp_path / "mine" / folder)
+    assert evaluate(path, None, 1, parts=["retrieval"]).model == title
+
+
+def test_the_report_says_that_domains_are_not_held_out():
+    assert "domains are not" in SECTIONS["classification"].note
+    assert "not by domain" in SECTIONS["retrieval"].note
 
 
 @pytest.mark.parametrize(("part", "message"), [("speed", "expected parts from"), ("escalation", "--judge")])

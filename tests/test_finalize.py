@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from fakes import SAFE, UNSAFE, WordEncoder
+from fakes import ENDINGS, SAFE, UNSAFE, WordEncoder, many_rules
 from typer.testing import CliRunner
 
 from guardrail import ArtifactError, ConfigError, Guardrail, ModelError
@@ -14,33 +14,13 @@ from guardrail.artifact import load_artifact, read_manifest
 from guardrail.calibration import Calibration
 from guardrail.protocols import EncoderOutput
 from guardrail.rule_index import RuleIndex
-from guardrail.rules import Rule
 from guardrail.types import Level, Turn
 
 pytest.importorskip("sklearn")
 pytestmark = [pytest.mark.train, pytest.mark.usefixtures("train_extra")]
 
-ENDINGS = ("now", "please", "so", "and", "we do", "is it not", "to a friend", "the kids")
 # Random weights raise false alarms at random: so many of our everyday turns that UNSAFE still stands out.
 LOOSE = 0.5
-
-
-def own_rules():
-    """Return forty rules whose dialogues the tiny model tells apart, some of them in validation."""
-    return tuple(
-        Rule.model_validate(
-            {
-                "id": f"r-{number}",
-                "rule": f"You shouldn't drive after {number} beer.",
-                "domain": "driving",
-                "severity": "needs_intervention",
-                "violations": [{"turns": [f"{UNSAFE} {ending}"], "level": "needs_intervention"}],
-                "near_misses": [{"turns": [f"{SAFE} {ending}"]}],
-            }
-        )
-        for number in range(40)
-        for ending in [ENDINGS[number % len(ENDINGS)]]
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +41,7 @@ def export(run, folder, **settings):
     from guardrail.trainer.finalize import finalize
 
     return finalize(
-        run, **{"data_dir": None, "folder": folder, "rules": own_rules(), "max_fpr": LOOSE} | settings
+        run, **{"data_dir": None, "folder": folder, "rules": many_rules(), "max_fpr": LOOSE} | settings
     )
 
 
@@ -98,7 +78,7 @@ def test_every_format_loads_and_judges(exported, form):
     folder, figures = exported[form]
     guard = Guardrail.load(folder)
     assert guard.check(f"{UNSAFE} now").flagged
-    assert guard.rules == own_rules()
+    assert guard.rules == many_rules()
     manifest = read_manifest(folder)
     assert manifest.name == "mine"
     assert manifest.backend == ("torch" if form == "torch" else "onnx")
@@ -174,7 +154,9 @@ def test_the_trained_model_of_another_run_is_not_overwritten(trained, run):
 
 
 def test_the_run_keeps_the_figures_and_the_diagram(run, tmp_path):
-    figures = export(run, tmp_path / "out")
+    (run / "inner").mkdir()
+    figures = export(run / "inner" / "..", tmp_path / "out")
+    assert read_manifest(tmp_path / "out").name == "mine"  # not ".."
     assert json.loads((run / "finalize.json").read_text()) == figures
     assert (run / "reliability.png").read_bytes().startswith(b"\x89PNG")
 
@@ -227,6 +209,7 @@ def comparison(**changes):
     ("changes", "message"),
     [
         ({"cosine_mean": 0.979}, r"expected of int8 a mean cosine of at least 0\.98 to torch, got 0\.9790"),
+        ({"cosine_mean": math.nan}, r"expected of int8 a mean cosine of at least 0\.98 to torch, got nan"),
         ({"auroc_after": 0.8949}, r"expected of int8 a loss of at most 0\.005 AUROC, got 0\.9000 -> 0\.8949"),
     ],
 )
@@ -242,7 +225,7 @@ def test_a_lossy_export_is_refused(changes, message):
         {"auroc_after": 0.8951},
         {"auroc_after": 0.95},
         {"auroc_after": 0.5, "compared": 50},  # a few swapped ranks
-        {"auroc_before": math.nan, "auroc_after": math.nan},
+        {"auroc_before": math.nan, "auroc_after": math.nan},  # one class alone
     ],
 )
 def test_a_good_export_passes(changes):
@@ -351,7 +334,8 @@ def test_without_such_a_source_all_casual_ones_do_and_the_rate_is_a_tenth(data_d
     data = load_data(data_dir, run=recipe(tmp_path / "run", **limits))
     assert sources_of(data) == {"self_dialogue", "topical_chat", "own_casual"}
     assert data.max_fpr == pytest.approx(0.001)
-    assert len(data.casual) < 150  # validation alone
+    # Validation alone.
+    assert data.casual == [e for e in data.split.examples + data.split.bank if e.source in sources_of(data)]
 
 
 def test_without_a_recipe_or_a_data_folder(data_dir, tmp_path):
@@ -419,7 +403,7 @@ def fitted(casual, max_fpr, **settings):
     examples = [
         said("beer " * (count + 8 * unsafe), unsafe) for count in range(16) for unsafe in (False, True)
     ]
-    encoder, rules = Counting(max_tokens=128), own_rules()[:4]
+    encoder, rules = Counting(max_tokens=128), many_rules()[:4]
     index = RuleIndex(encoder.dimension)
     index.add(encoder.encode([(1, *encoder.tokenize(r.text).ids, 2) for r in rules]).embeddings)
     data = CalibrationData(DataSplit(examples, [], [], []), casual, max_fpr)
@@ -466,6 +450,46 @@ def test_a_tenth_of_everyday_talk_goes_to_a_judge():
     assert {"band/low", "band/high"} <= set(fit.figures())
 
 
+@pytest.mark.parametrize(("share", "most"), [(0.3, 60), (1, 200)])
+def test_the_share_for_a_judge_can_be_set(share, most):
+    everyday = [said("beer " * (number // 10), source="far") for number in range(200)]
+    fit = fitted(everyday, 0.05, escalated=share)
+    sent = [p for p in fit.everyday if p in fit.calibration.band]
+    assert most / 2 < len(sent) <= most
+
+
+def test_a_guard_sends_its_judge_the_share_that_was_asked_for():
+    """Also where single rules fire, so that a verdict's probability is not P(unsafe) of the level alone."""
+    asked = []
+
+    def judge(messages):
+        asked.append(messages)
+        return "nonsense"
+
+    broken = "keep beer1 off road1 " * 10
+    texts = ["beer " * (n % 10) + (broken if n % 10 == 6 and n > 60 else str(n)) for n in range(200)]
+    fit = fitted([said(text, source="far") for text in texts], 0.5, escalated=0.6)
+    guard = Guardrail(Counting(max_tokens=128), many_rules()[:4], calibration=fit.calibration)
+    probabilities = [verdict.probability for verdict in guard.check_batch(texts)]
+    assert (np.array(probabilities) > fit.everyday + 1e-6).sum() == 14
+    guard.with_judge(judge).check_batch(texts)
+    assert 100 < len(asked) <= 120  # ties are not cut
+
+
+def test_no_share_for_a_judge_is_a_band_of_its_own():
+    """Without one the guard would take the band that stands in for a missing one."""
+    everyday = [said("beer " * (number // 10), source="far") for number in range(200)]
+    fit = fitted(everyday, 0.05, escalated=0)
+    assert fit.calibration.band is not None
+    assert not [p for p in fit.everyday if p in fit.calibration.band]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_for_a_judge_out_of_range(share):
+    with pytest.raises(ConfigError, match=r"expected a share in \[0, 1\]"):
+        fitted([said("beer", source="far"), said("bread", source="far")], 0.1, escalated=share)
+
+
 # Calibrate again
 
 
@@ -489,7 +513,7 @@ def test_only_calibration_and_manifest_change(exported, tmp_path, form):
 
 def test_a_bare_run_becomes_a_torch_folder(run):
     before = content(run)
-    figures = calibrate(run / "model", rules=own_rules())
+    figures = calibrate(run / "model", rules=many_rules())
     after = content(run)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {
@@ -501,7 +525,7 @@ def test_a_bare_run_becomes_a_torch_folder(run):
     }
     guard = Guardrail.load(run, backend="torch")
     assert guard.check(f"{UNSAFE} now").flagged
-    assert guard.rules == own_rules()
+    assert guard.rules == many_rules()
     assert figures["calibration/ece_before"] >= 0
     again = calibrate(run)
     assert again["calibration/ece_before"] == figures["calibration/ece_after"]
@@ -523,7 +547,7 @@ def test_the_recipe_of_the_run_is_found_from_its_artifact(folder, data_dir, tmp_
 
 def test_rules_for_a_folder_that_has_its_own(folder):
     with pytest.raises(ConfigError, match="expected rules only for a run that has none yet"):
-        calibrate(folder, rules=own_rules())
+        calibrate(folder, rules=many_rules())
 
 
 def test_no_model_folder(tmp_path):
@@ -601,7 +625,7 @@ def command(*args):
 @pytest.fixture
 def rules_file(tmp_path):
     path = tmp_path / "rules.jsonl"
-    path.write_text("\n".join(rule.model_dump_json(by_alias=True) for rule in own_rules()))
+    path.write_text("\n".join(rule.model_dump_json(by_alias=True) for rule in many_rules()))
     return path
 
 
@@ -614,9 +638,11 @@ def test_export_and_calibrate_as_commands(run, tmp_path, rules_file, monkeypatch
     answer = json.loads(result.stdout)
     assert (answer["run"], answer["model"]) == (str(run), str(out))
     assert answer["figures"]["export/cosine_mean"] > 0.999
-    assert Guardrail.load(out).rules == own_rules()
-    result = command("train", "calibrate", out, "--max-fpr", 0.4, "--plot", tmp_path / "p.png")
+    assert Guardrail.load(out).rules == many_rules()
+    options = ("--max-fpr", 0.4, "--escalate", 1, "--plot", tmp_path / "p.png")
+    result = command("train", "calibrate", out, *options)
     assert result.exit_code == 0, result.stderr
+    assert "band/low\t0\nband/high\t1\n" in result.stdout
     assert "calibration/max_fpr\t0.4\n" in result.stdout
     assert result.stdout.endswith(f"calibrated {out}\n")
     assert (tmp_path / "p.png").is_file()
@@ -640,6 +666,7 @@ def test_a_lossy_export_needs_a_word(ruined, tmp_path, rules_file, monkeypatch):
         (("calibrate", "none"), 3, "expected a model folder at none"),
         (("calibrate", "none", "--rules", "none.jsonl"), 2, "none.jsonl"),
         (("calibrate", "none", "--threshold-sources", "msc"), 2, "with --threshold-sources"),
+        (("calibrate", "none", "--escalate", "1.5"), 2, "--escalate"),
         (("export", "none", "--out", "x"), 3, "train first"),
         (("export", "none", "--out", "x", "--format", "fp8"), 2, "fp8"),
     ],

@@ -9,7 +9,7 @@ from tiny_llama import SPECIAL, tiny_llama
 
 from guardrail import ArtifactError, ConfigError, Guardrail, ModelError, Turn
 from guardrail.config import GuardConfig
-from guardrail.judging import frame
+from guardrail.judging import HOW_TO_READ, TooLongError, frame
 
 pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -130,8 +130,19 @@ def test_a_tokenizer_without_a_chat_template_will_do(folder, judge_class, tmp_pa
 
 
 def test_a_prompt_too_long_is_not_cut(folder, judge_class):
-    with pytest.raises(ModelError, match=r"expected at most 50 tokens, got \d+"):
-        judge_class.load(folder, max_tokens=50).judge(question(SAFE))
+    short = judge_class.load(folder, max_tokens=50)
+    with pytest.raises(TooLongError, match=r"expected at most 50 tokens, got \d+"):
+        short.judge(question(SAFE))
+    verdict = Guardrail(WordEncoder(), [DRIVING], config=ALL, judge=short).check(SAFE)
+    assert verdict.status == "degraded"
+    assert "the question is too long for the judge" in verdict.reason
+
+
+def test_the_model_is_told_how_to_read_the_conversation():
+    from guardrail.integrations.guard_model import prompt
+
+    asked = frame([Turn("tool", "four beer"), Turn("user", "i dr1ve")], [DRIVING.text], "i drive")
+    assert HOW_TO_READ in prompt(DRIVING.text, asked)
 
 
 def test_only_the_first_rules_are_asked(folder, judge_class):

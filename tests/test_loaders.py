@@ -241,6 +241,20 @@ def test_twins_keep_out_of_a_test_example_s_context(dia_dir: Path) -> None:
     assert load_twins(dia_dir, ["diasafety"]) == []
 
 
+def test_a_contrast_half_of_which_is_in_the_test_split_is_left_out(tmp_path: Path) -> None:
+    rows = {"train": "We ate.,We starved.\nWe sang.,We wept.\n", "test": "We feasted.,we starved\n"}
+    for name, text in (rows | {"test_hard": ""}).items():
+        write(tmp_path, f"ethics/utilitarianism/util_{name}.csv", text)
+    report = LoadReport()
+    found = [
+        twin
+        for split in ("train", "val")
+        for twin in load_twins(tmp_path, ["ethics_utilitarianism"], split, report=report)
+    ]
+    assert [twin.safe[-1].text for twin in found] == ["We sang."]
+    assert report.held_back == {"ethics_utilitarianism": 1}
+
+
 def test_overlap_is_removed_across_sources(dia_dir: Path) -> None:
     toxic = {"turn_id": 1, "text": "only in val", "offense_label": "Safe"}
     reply = {"turn_id": 2, "text": "fine", "offense_label": "Safe"}

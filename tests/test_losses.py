@@ -19,6 +19,10 @@ from guardrail.trainer.losses import (  # noqa: E402
     violation_logits,
 )
 
+pytest.importorskip("sentence_transformers")
+
+from guardrail.trainer.objectives import RuleContrast  # noqa: E402
+
 SIZES = [1, 2, 5]
 D = 4
 
@@ -269,6 +273,28 @@ def slow_hard(conversations, rules, hard, hard_weights, own, temperature):
         hards = sum(float(hard_weights[i, m]) * score(i, hard[i, m]) for m in range(hard.shape[1]))
         total -= math.log(mine / (mine + others + hards))
     return total / len(conversations)
+
+
+def contrast(texts, rules, hard=None, social=False, labels=None):
+    labels = torch.tensor([[0.0, 1.0, -1.0]] * len(texts)) if labels is None else labels
+    return RuleContrast(temperature=0.3, social=social).loss(texts, rules, hard, labels).item()
+
+
+@pytest.mark.parametrize("social", [False, True])
+def test_the_own_rule_of_a_text_is_no_negative_where_another_row_has_it_too(social):
+    texts, rules = draw(3, D), draw(1, D, seed=1).repeat(3, 1)
+    assert contrast(texts, rules, social=social) == pytest.approx(0, abs=1e-6)
+    # Nor where it fills the place of a hard negative.
+    assert contrast(texts, rules, hard=rules[:, None], social=social) == pytest.approx(0, abs=1e-6)
+
+
+def test_without_social_weights_it_is_info_nce():
+    texts, rules = draw(3, D), torch.eye(D, dtype=torch.float64)[:3]
+    labels = torch.tensor([[0.0, 0.2, 1.0], [0.0, 1.5, 1.0], [0.0, 1.0, 1.0]])
+    similarity = normalize(texts, dim=1) @ rules.T / 0.3
+    expected = cross_entropy(similarity, torch.arange(3)).item()
+    assert contrast(texts, rules, labels=labels) == pytest.approx(expected)
+    assert contrast(texts, rules, labels=labels, social=True) != pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("rules_count", "hard_count"), [(4, 1), (4, 3), (9, 2)])

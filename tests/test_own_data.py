@@ -1,6 +1,7 @@
 """MIC, own conversations, situations in versions, and `guardrail data inspect`."""
 
 import csv
+import gzip
 import io
 import json
 
@@ -18,7 +19,7 @@ from guardrail.trainer.loaders import (
     load_twins,
     present,
 )
-from guardrail.trainer.loaders.common import BrokenRow
+from guardrail.trainer.loaders.common import SPLITS, BrokenRow
 from guardrail.trainer.loaders.situations import expand
 from guardrail.types import Level
 
@@ -80,6 +81,14 @@ def test_mic_answers_to_one_question_are_twins(mic):
     assert twin.rule == "Diaries are private."
 
 
+def test_mic_norms_of_a_question_stand_in_one_split(tmp_path):
+    rows = [("Twice?", "Yes.", "Answer.", "1", "5", "1", "", split) for split in ("train", "dev", "test")]
+    rows += [("Late?", "Yes.", "Answer.", "1", "5", "1", "", split) for split in ("train", "dev")]
+    folder = mic_file(tmp_path, *rows)
+    found = {split: [norm.text for norm in load_mic_norms(folder, split)] for split in SPLITS}
+    assert found == {"train": ["Late?"], "val": [], "test": ["Twice?"]}
+
+
 def test_mic_norms_hold_question_answer_and_foundation(mic):
     norms = load_mic_norms(mic, "train")
     assert len(norms) == 4
@@ -126,6 +135,8 @@ def test_own_conversations_in_both_forms(tmp_path):
         ({"turns": ["hi"], "unsafe": True, "weight": 2}, "weight is not in (0, 1]"),
         ({"messages": [{"role": "boss", "content": "hi"}], "unsafe": True}, "a role is not one of"),
         ({"turns": ["secret"], "level": "awful"}, "ValueError"),
+        ({"turns": ["hi"], "level": "casual", "unsafe": True}, "level and unsafe disagree"),
+        ({"turns": ["hi"], "level": "needs_caution", "unsafe": False}, "level and unsafe disagree"),
     ],
 )
 def test_a_broken_own_row_is_counted_with_its_reason(tmp_path, row, why):
@@ -136,6 +147,15 @@ def test_a_broken_own_row_is_counted_with_its_reason(tmp_path, row, why):
     assert reason.startswith("train.jsonl, row 1: ")
     assert why in reason
     assert "secret" not in reason
+
+
+def test_own_files_are_read_once_and_backups_not_at_all(tmp_path):
+    row = {"turns": ["hi"], "unsafe": False}
+    path = json_lines(tmp_path / "own" / "train.jsonl", row)
+    (path.parent / "train.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    (path.parent / "train.jsonl.bak").write_text(json.dumps({"turns": ["old"], "unsafe": True}))
+    (found,) = load_examples(tmp_path, ["own"], "train")
+    assert found.turns[0].text == "hi"
 
 
 def test_own_files_of_other_names_are_split_by_group(tmp_path):
@@ -236,6 +256,28 @@ def test_inspection_of_a_folder(own_folder):
     assert found.skipped == {"own": 1}  # though the file is read more than once
     assert len(found.samples) == 2
     assert "reply" not in repr(found)
+
+
+def test_inspection_of_a_folder_without_the_public_sets(own_folder, mic):
+    found = inspect(own_folder)  # beside own/ it holds MIC, and nothing else
+    assert {part.source for part in found.parts} == {"own", "mic"}
+    assert "diasafety" in found.absent
+    assert not {"own", "mic"} & set(found.absent)
+    assert {part.split: part.norms for part in found.parts if part.source == "mic"} == {"train": 4, "test": 1}
+    done = CliRunner().invoke(app, ["data", "inspect", str(own_folder)])
+    assert done.exit_code == 0
+    assert "not there: diasafety" in done.stdout
+
+
+def test_inspection_of_a_folder_of_files_alone(tmp_path):
+    json_lines(tmp_path / "a.jsonl", {"turns": ["a"], "unsafe": True})
+    json_lines(tmp_path / "b.jsonl", {"turns": ["b"], "unsafe": False}, {"turns": ["c"], "unsafe": False})
+    assert [(part.source, part.examples) for part in inspect(tmp_path).parts] == [("a", 1), ("b", 2)]
+
+
+def test_inspection_refuses_a_folder_without_data(tmp_path):
+    with pytest.raises(InputError, match="expected a data folder or JSON-lines files in .*, got neither"):
+        inspect(tmp_path)
 
 
 @pytest.mark.parametrize(

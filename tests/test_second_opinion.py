@@ -1,12 +1,17 @@
 """The second opinion: who is asked, what its answer does, and what happens when there is none."""
 
 import asyncio
+import gc
 import json
+import logging
 import re
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes import (
@@ -29,8 +34,8 @@ from guardrail.calibration import Band, Calibration, Thresholds, as_json
 from guardrail.config import GuardConfig
 from guardrail.decision import decide, revise
 from guardrail.detector import Judgement, RuleScore
-from guardrail.judging import Opinion
-from guardrail.second_opinion import SecondOpinion
+from guardrail.judging import Opinion, TooLongError
+from guardrail.second_opinion import WAITING_PER_WORKER, SecondOpinion
 
 ALL = {"uncertain_low": 0.0, "uncertain_high": 1.0}
 FINE = Opinion(False, (), Level.CASUAL)
@@ -280,8 +285,13 @@ def test_the_probability_follows_bayes_rule():
 FAILURES = {
     "exception": (RuntimeError("secret user text"), "failed with RuntimeError"),
     "timeout of its own": (TimeoutError("secret"), "failed with TimeoutError"),
+    "exit": (SystemExit("secret"), "failed with SystemExit"),
     "cancelled": (asyncio.CancelledError("secret"), "failed with CancelledError"),
     "nonsense": (ModelError("judge", "nonsense"), "was no valid answer"),
+    "too long": (
+        TooLongError("judge", "expected 9 tokens, got 10"),
+        "was not given, as the question is too long for the judge",
+    ),
     "none": (None, "was no valid answer"),
     "text": ("fine", "was no valid answer"),
     "bool": (True, "was no valid answer"),
@@ -367,6 +377,134 @@ def test_calls_that_hang_do_not_pile_up_and_the_judge_comes_back():
             break
         verdict = guard.check(UNSAFE)
     assert (verdict.status, verdict.judged_by) == ("ok", "judge")
+
+
+def test_an_answer_that_comes_too_late_is_kept_for_the_next_time():
+    answered = threading.Event()
+
+    def slow(question):
+        time.sleep(0.3)
+        answered.set()
+        return BAD
+
+    judge = ScriptedJudge(slow)
+    guard = guard_with(judge, judge_deadline_ms=50)
+    assert guard.check(SAFE).status == "degraded"
+    assert answered.wait(5)
+    verdict = guard.check(SAFE)
+    for _ in range(50):  # from its return to the cache it is a step yet
+        if verdict.judged_by == "judge":
+            break
+        verdict = guard.check(SAFE)
+    assert (verdict.judged_by, verdict.flagged) == ("judge", True)
+
+
+def test_a_line_that_is_too_long_is_not_joined():
+    release = threading.Event()
+
+    def hang(question):
+        release.wait(10)
+        return FINE
+
+    judge = ScriptedJudge(hang)
+    guard = guard_with(judge, judge_workers=1, judge_deadline_ms=1500)
+
+    async def crowd():
+        first = asyncio.create_task(guard.acheck(SAFE))
+        while not judge.asked:
+            await asyncio.sleep(0.01)
+        texts = [f"{UNSAFE} {n}" for n in range(WAITING_PER_WORKER + 5)]
+        return await asyncio.gather(first, *map(guard.acheck, texts))
+
+    reasons = [verdict.reason for verdict in asyncio.run(crowd())]
+    late = "the second opinion took longer than 1500 ms; the encoder decided"
+    assert reasons.count(late) == 1 + WAITING_PER_WORKER
+    refused = "the second opinion was not asked for, as too many are waiting; the encoder decided"
+    assert reasons.count(refused) == 5
+    release.set()
+    assert guard.check(UNSAFE).judged_by == "judge"  # those that gave up waiting have made way
+
+
+@pytest.mark.parametrize("kind", [ScriptedJudge, AsyncScriptedJudge])
+@pytest.mark.parametrize("on_error", ["closed", "raise"])
+def test_without_a_thread_for_the_judge_the_encoder_decides(kind, on_error):
+    # In a process of its own. Sync only: `acheck` needs a thread for the encoder first.
+    script = f"""
+import sys, threading
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_second_opinion import {kind.__name__}, FINE, UNSAFE, guard_with
+guard = guard_with({kind.__name__}(FINE), on_error={on_error!r})
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+verdict = guard.check(UNSAFE)
+print(verdict.status, verdict.flagged, verdict.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (
+        "degraded True the second opinion failed with RuntimeError; the encoder decided"
+    )
+
+
+@pytest.mark.parametrize("on_error", ["closed", "allow", "raise"])
+def test_whatever_goes_wrong_with_an_answer_on_error_decides(on_error):
+    opinion = Opinion(True, (1,))
+    guard = guard_with(ScriptedJudge(opinion), on_error=on_error)
+    assert guard.check(UNSAFE).judged_by == "judge"
+    object.__setattr__(opinion, "broken", (99,))  # what is remembered is no good any more
+    if on_error == "raise":
+        with pytest.raises(ModelError, match="failed with IndexError"):
+            guard.check(UNSAFE)
+        with pytest.raises(ModelError, match="failed with IndexError"):
+            asyncio.run(guard.acheck(UNSAFE))
+    else:
+        for (verdict,) in three_ways(guard, [UNSAFE]):
+            assert (verdict.status, verdict.flagged) == ("error", on_error == "closed")
+
+
+def test_a_judge_that_fails_after_its_deadline_leaves_nothing_in_the_log(caplog):
+    class Late:
+        async def ajudge(self, question):
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                raise ValueError(question.turns[-1].text) from None
+
+    async def run(guard):
+        verdict = await guard.acheck("zanzibar beer")
+        await asyncio.sleep(0.1)
+        return verdict
+
+    with caplog.at_level(logging.DEBUG):
+        guard = guard_with(Late(), judge_deadline_ms=50)
+        verdicts = [asyncio.run(run(guard)), guard.check("zanzibar beer")]
+        time.sleep(0.1)
+        gc.collect()
+    assert [verdict.status for verdict in verdicts] == ["degraded"] * 2
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_no_more_time_is_given_than_the_caller_has():
+    judge = ScriptedJudge(FINE, seconds=1)
+    guard = guard_with(judge)
+    started = time.monotonic()
+    verdict = guard.check(UNSAFE, judge_seconds=0.1)
+    other = asyncio.run(guard.acheck(SAFE, judge_seconds=0.1))
+
+    assert time.monotonic() - started < 0.9
+    assert verdict.reason == other.reason == "the second opinion took longer than 100 ms; the encoder decided"
+    asked = len(judge.asked)
+    none = "the second opinion was not asked for, as no time was left; the encoder decided"
+    assert guard.check(GRAVE, judge_seconds=0.0).reason == none
+    assert len(judge.asked) == asked
+
+
+def test_what_is_remembered_is_known_without_any_time():
+    guard = guard_with(ScriptedJudge(FINE))
+    first = guard.check(UNSAFE)
+
+    assert guard.check(UNSAFE, judge_seconds=0.0) == first
+    assert first.judged_by == "judge"
 
 
 def test_the_event_loop_stays_free_and_questions_go_side_by_side():
@@ -542,6 +680,11 @@ def test_a_band_survives_the_calibration_file_and_old_files_have_none():
         Calibration.parse('{"band": {"low": 0.8, "high": 0.1}}', "x")
 
 
+def test_with_judge_cannot_change_how_the_model_was_loaded():
+    with pytest.raises(ConfigError, match=r"expected threads=1, .+ got 2; load a guard with that setting"):
+        guard_with(None).with_judge(None, threads=2)
+
+
 def test_with_judge_shares_the_model_and_changes_nothing_in_the_first_guard():
     guard = guard_with(None)
     other = guard.with_judge(ScriptedJudge(FINE), caution_threshold=0.3, max_rules=1)
@@ -608,22 +751,40 @@ def test_without_a_second_opinion_on_error_allow_shows_what_the_encoder_lets_pas
     assert (shown.verdict_out.status, shown.verdict_out.judged_by) == ("degraded", "encoder")
 
 
-def test_a_draft_without_its_second_opinion_is_not_shown_and_a_users_turn_goes_on():
-    def fails_on_drafts(question):
-        if question.turns[-1].role == "assistant":
+@pytest.mark.parametrize("on_error", ["closed", "raise", "allow"])
+@pytest.mark.parametrize("side", ["assistant", "user"])
+def test_where_the_second_opinion_is_missing_the_encoder_decides_what_is_shown(side, on_error):
+    def fails(question):
+        if question.turns[-1].role == side:
             raise RuntimeError
         return FINE
 
-    llm = ScriptedLLM(SAFE_REPLY)
-    shown = guard_with(ScriptedJudge(fails_on_drafts)).generate(llm, "had beer")
-    assert shown.text != SAFE_REPLY
-    assert {attempt.flagged for attempt in shown.attempts[:-1]} == {True}
+    guard = guard_with(ScriptedJudge(fails), on_error=on_error)
+    shown = guard.generate(ScriptedLLM(SAFE_REPLY), "had beer")
+    assert (shown.text, shown.changed) == (SAFE_REPLY, False)
+    verdicts = {"user": shown.verdict_in, "assistant": shown.verdict_out}
+    assert (verdicts[side].status, verdicts[side].judged_by) == ("degraded", "encoder")
+    if side == "assistant":
+        kept_back = guard.generate(ScriptedLLM(UNSAFE_REPLY, SAFE_REPLY), "had beer")
+        assert [attempt.flagged for attempt in kept_back.attempts] == [True, False]
+        assert kept_back.text == SAFE_REPLY
 
-    def fails_on_users(question):
-        if question.turns[-1].role == "user":
-            raise RuntimeError
-        return FINE
 
-    shown = guard_with(ScriptedJudge(fails_on_users)).generate(ScriptedLLM(SAFE_REPLY), SAFE)
-    assert shown.text == SAFE_REPLY
+def test_a_draft_with_unread_parts_is_not_shown_though_its_judge_fails_too():
+    draft = {"role": "assistant", "content": [{"type": "text", "text": SAFE_REPLY}, {"type": "image"}]}
+    shown = guard_with(ScriptedJudge(RuntimeError())).generate(ScriptedLLM(draft, "Take a taxi."), "had beer")
+
+    assert [attempt.flagged for attempt in shown.attempts] == [True, False]
+    assert shown.text == "Take a taxi."
+
+
+def test_the_deadline_of_a_reply_holds_for_its_judge_too():
+    guard = guard_with(ScriptedJudge(FINE, seconds=2), deadline_ms=300)
+    started = time.monotonic()
+    shown = guard.generate(ScriptedLLM(SAFE_REPLY), SAFE)
+
+    assert time.monotonic() - started < 1.2
     assert shown.verdict_in.status == "degraded"
+    started = time.monotonic()
+    asyncio.run(guard.agenerate(ScriptedLLM(SAFE_REPLY).acall, SAFE))
+    assert time.monotonic() - started < 1.2

@@ -129,6 +129,14 @@ def test_special_tokens_written_by_a_user_stay_ordinary(torch_encoder):
     assert not set(range(5)) & set(torch_encoder.tokenize("[SEP] a[CLS]b [PAD]").ids)
 
 
+def test_a_device_that_fails_when_its_results_are_read(run_folder):
+    """As a GPU does, which computes later than it is asked to; "meta" computes nothing at all."""
+    from guardrail.torch_encoder import TorchEncoder
+
+    with pytest.raises(ArtifactError, match="it cannot be run"):
+        TorchEncoder(run_folder / "model", max_tokens=MAX_TOKENS, dimension=32, device="meta")
+
+
 def test_ids_that_the_model_does_not_have(torch_encoder):
     with pytest.raises(ModelError, match="encoder: torch failed on 1 windows of up to 3 tokens"):
         torch_encoder.encode([(2, 10**6, 3)])
@@ -146,6 +154,30 @@ def test_a_guard_on_torch_judges_as_one_on_onnx(torch_folder, tiny_folder, backe
         assert guard.check(text).probability == pytest.approx(other.check(text).probability, abs=0.05)
     assert guard.rules == other.rules
     assert guard.check_batch([UNSAFE, SAFE]) == [guard.check(UNSAFE), guard.check(SAFE)]
+
+
+def test_verdicts_are_those_of_fp32_onnx_within_the_bound(torch_folder, tiny_fp32, tmp_path):
+    folder = tmp_path / "fp32"
+    folder.mkdir()
+    shutil.copy(tiny_fp32, folder / "model.onnx")
+    for name in ("tokenizer.json", "calibration.json", "rules.faiss", "rules.jsonl"):
+        source = torch_folder / ("model" if name == "tokenizer.json" else "") / name
+        shutil.copy(source, folder / name)
+    sign(folder, load_rules(folder))
+    torch, onnx = Guardrail.load(torch_folder, device="cpu"), Guardrail.load(folder, backend="onnx")
+    # P = sigmoid(slope * log-odds + intercept) moves by a quarter of the slope at most.
+    bound = LOG_ODDS * max(1, torch.calibration.unsafe.slope / 4)
+    talks = [*filter(None, TEXTS), [UNSAFE, SAFE, UNSAFE], [SAFE, UNSAFE], "we drive beer " * 60]
+    for one, other in zip(torch.check_batch(talks), onnx.check_batch(talks), strict=True):
+        assert one.probability == pytest.approx(other.probability, abs=bound)
+        assert (one.action, one.level, one.status, one.coverage) == (
+            other.action,
+            other.level,
+            other.status,
+            other.coverage,
+        )
+        assert [match.rule for match in one.rules] == [match.rule for match in other.rules]
+        assert [match.rule for match in one.touched] == [match.rule for match in other.touched]
 
 
 def test_rules_added_on_torch_work_at_once_and_are_saved(torch_folder, tmp_path):
@@ -244,6 +276,29 @@ def test_an_altered_file(copy, name):
 def test_a_file_that_nobody_signed(copy):
     (copy / "model" / "adapter_config.json").write_text("{}")
     refused(copy, r"expected only files of the manifest in .*, found model/adapter_config\.json")
+
+
+def test_hidden_files_do_not_matter(copy, tmp_path):
+    """A file manager or a version control leaves some behind; nothing reads them."""
+    (copy / "model" / ".DS_Store").write_bytes(b"x")
+    (copy / "model" / ".cache").mkdir()
+    (copy / "model" / ".cache" / "weights.bin").write_bytes(b"x")
+    guard = Guardrail.load(copy, device="cpu")
+    assert guard.check(UNSAFE).flagged
+    sign(copy, load_rules(copy))
+    assert not [name for name in read_manifest(copy).files if "/." in name]
+    saved = guard.save(tmp_path / "saved")
+    assert not list((saved / "model").glob(".*"))
+
+
+@pytest.mark.parametrize("place", [".cache", "../elsewhere", "/tmp", "a/b"])
+def test_a_module_in_a_place_that_is_not_looked_at(copy, place):
+    path = copy / "model" / "modules.json"
+    modules = json.loads(path.read_text())
+    modules[2]["path"] = place
+    path.write_text(json.dumps(modules))
+    sign(copy, load_rules(copy))
+    refused(copy, f"expected modules in plain folders of .*, got '{place}'")
 
 
 def test_an_onnx_model_slipped_in_is_not_run(copy, tiny_folder):

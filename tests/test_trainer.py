@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import DRIVING, PRIVACY, SAFE, UNSAFE
+from fakes import DRIVING, PRIVACY, SAFE, UNSAFE, many_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrail import ConfigError
+from guardrail import ArtifactError, ConfigError
 from guardrail.types import Level, Turn
 
 for package in ("torch", "sentence_transformers", "datasets", "sklearn", "matplotlib", "accelerate", "onnx"):
@@ -26,8 +27,8 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
 from guardrail.trainer.config import EncoderConfig  # noqa: E402
-from guardrail.trainer.data import RESOURCES, DataSplit, load_own, load_split  # noqa: E402
-from guardrail.trainer.encoder import build_model, train  # noqa: E402
+from guardrail.trainer.data import RESOURCES, DataSplit, load_own, load_split, require_dialogues  # noqa: E402
+from guardrail.trainer.encoder import base_folder, build_model, environment, train  # noqa: E402
 from guardrail.trainer.examples import Example, Twin  # noqa: E402
 from guardrail.trainer.inputs import as_text  # noqa: E402
 from guardrail.trainer.losses import UNSAFE_OF_UNKNOWN_LEVEL  # noqa: E402
@@ -68,13 +69,14 @@ def test_options_lie_over_the_file(tmp_path):
 
 def test_recipes_that_ship_are_readable_and_follow_each_other():
     first = EncoderConfig.read(RESOURCES / "knowledge.toml")
-    second = EncoderConfig.read(RESOURCES / "default.toml")
+    second = EncoderConfig.read(RESOURCES / "situations.toml")
+    third = EncoderConfig.read(RESOURCES / "default.toml")
     assert first.base == "minilm"
     assert second.base == "runs/knowledge/model"
-    # What sets the thresholds trains in neither.
-    assert all(
-        config.source_limits[name] == 0 for config in (first, second) for name in ("msc", "topical_chat")
-    )
+    assert third.base == "runs/situations/model"
+    # What sets the thresholds trains in none.
+    for config in (first, second, third):
+        assert config.source_limits["msc"] == config.source_limits["topical_chat"] == 0
 
 
 def test_a_written_recipe_reads_back(tmp_path):
@@ -96,6 +98,10 @@ WRONG = {
     "text for a number": ({"seed": "many"}, "seed"),
     "limit that is no number": ({"source_limits": {"bad": "all"}}, "source_limits.bad"),
     "negative limit": ({"source_limits": {"bad": -1}}, "source_limits.bad"),
+    "limit of an unknown source": ({"source_limits": {"pears": 1}}, "source_limits"),
+    "repeats of an unknown source": ({"source_repeats": {"pears": 1}}, "source_repeats"),
+    "twin repeats of an unknown source": ({"twin_repeats": {"pears": 1}}, "twin_repeats"),
+    "contrast of an unknown source": ({"contrast_only": ["pears"]}, "contrast_only"),
 }
 
 
@@ -103,6 +109,17 @@ WRONG = {
 def test_setting_out_of_range(options, name):
     with pytest.raises(ConfigError, match=f"training setting '{name}': .*, got "):
         EncoderConfig.read(**options)
+
+
+def test_an_unknown_source_is_told_the_known_ones():
+    with pytest.raises(ConfigError, match=r"expected names of sources \(.*bad, .*pairs.*\), not 'pears'"):
+        EncoderConfig.read(source_limits={"pears": 1})
+
+
+def test_our_own_writing_has_names_that_a_recipe_knows():
+    examples, twins = load_own("train")
+    names = {item.source for item in [*examples, *twins]}
+    assert EncoderConfig(source_limits=dict.fromkeys(names, 1)).source_limits.keys() == names
 
 
 def test_unknown_name_in_the_file(tmp_path):
@@ -170,7 +187,8 @@ def test_twins_with_a_rule_feed_the_rule_losses():
 
 
 def test_sources_for_contrast_alone_have_no_level():
-    rows = build_rows([], [twin(0), twin(1, "justice")], [], EncoderConfig(contrast_only=["justice"]))
+    config = EncoderConfig(contrast_only=["ethics_justice"])
+    rows = build_rows([], [twin(0), twin(1, "ethics_justice")], [], config)
     assert sorted((row["unsafe"], row["label"][1]) for row in rows.twins) == [
         ("user: bad 0", 1.0),
         ("user: bad 1", 0.0),
@@ -178,13 +196,15 @@ def test_sources_for_contrast_alone_have_no_level():
 
 
 def test_limits_per_source():
-    examples = [example(i, source) for source in ("a", "b", "c") for i in range(10)]
-    config = EncoderConfig(max_per_source=4, source_limits={"a": 0, "b": 7, "social_chem_101": 2})
-    twins = [twin(i, "a") for i in range(5)] + [twin(i, "d") for i in range(5)]
+    examples = [example(i, source) for source in ("bad", "sbic", "c") for i in range(10)]
+    limits = {"bad": 0, "sbic": 7, "social_chem_101": 2, "mic": 3}
+    config = EncoderConfig(max_per_source=4, source_limits=limits, source_repeats={"mic": 2})
+    twins = [twin(i, "bad") for i in range(5)] + [twin(i, "d") for i in range(5)]
     norms = [Norm(f"user: {i}", "Be kind.", 1.0) for i in range(9)]
+    norms += [Norm(f"user: mic {i}", "Be kind.", 1.0, source="mic") for i in range(9)]
     rows = build_rows(examples, twins, norms, config)
-    assert rows.counts() == {"level": 11, "twins": 4, "rules": 0, "norms": 2}
-    assert len({row["text"] for row in rows.norms}) == 2
+    assert rows.counts() == {"level": 11, "twins": 4, "rules": 0, "norms": 2 + 2 * 3}
+    assert len({row["text"] for row in rows.norms}) == 2 + 3
 
 
 def test_the_seed_chooses():
@@ -232,6 +252,12 @@ def test_own_writing_is_split_by_group():
     texts = {name: {as_text(item.turns) for item in examples} for name, (examples, _) in splits.items()}
     assert not texts["train"] & texts["test"]
     assert not texts["train"] & texts["val"]
+
+
+def test_rules_to_train_on_need_unsafe_dialogues_in_validation():
+    require_dialogues(many_rules())
+    with pytest.raises(ArtifactError, match="expected unsafe dialogues of the rules in validation"):
+        require_dialogues((PRIVACY,))
 
 
 def test_own_rules_take_the_place_of_the_bank():
@@ -504,7 +530,7 @@ def test_plain_sentence_transformers_loads_the_model(finished):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finished, tiny_base, tmp_path):
-    _, model = finished
+    run, model = finished
     config = recipe(tiny_base, epochs=33)
     seen = itertools.count(1)
 
@@ -516,9 +542,42 @@ def test_a_killed_run_resumes_to_the_same_weights(finished, tiny_base, tmp_path)
     with pytest.raises(Killed, match="^$"):
         train(fresh(tiny_base), own_rows(), config, tmp_path / "run", evaluate=power_cut)
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [f"checkpoint-{SAVED_EVERY}"]
+    # What a kill while writing leaves behind is no checkpoint, nor is half a line history.
+    (tmp_path / "run" / "checkpoint-256").mkdir()
+    (tmp_path / "run" / "checkpoint-257").mkdir()
+    (tmp_path / "run" / "checkpoint-257" / "trainer_state.json").write_text('{"epoch": 3')
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"step": 256, "loss": 1.0}\n{"step": 25')
     # Another process starts from other random weights; nothing of them may be left.
     resumed = train(fresh(tiny_base, seed=99), own_rows(), config, tmp_path / "run", resume=True)
     assert equal(resumed, model)
+    logged = [[row["step"] for row in history(folder) if "loss" in row] for folder in (run, tmp_path / "run")]
+    assert logged[0] == logged[1]
+
+
+def test_refuses_to_resume_with_another_recipe(finished, tiny_base):
+    run, _ = finished
+    other = recipe(tiny_base, epochs=33, learning_rate=2e-3, source_limits={"bad": 1})
+    with pytest.raises(ConfigError, match="expected the recipe that the run was started with") as caught:
+        train(fresh(tiny_base), own_rows(), other, run, resume=True)
+    assert "learning_rate 0.001, now 0.002" in str(caught.value)
+    assert "source_limits {}, now {'bad': 1}" in str(caught.value)
+    assert "epochs" not in str(caught.value)
+
+
+def test_refuses_to_resume_on_other_rows(tiny_base, tmp_path):
+    config = recipe(tiny_base, max_steps=2, max_per_source=8)
+    rules = (DRIVING, PRIVACY)
+    train_encoder(config, tmp_path, rules=rules, validate=False)
+    with pytest.raises(ConfigError, match=r"expected the rows that the run was started with.*--rules"):
+        train_encoder(config, tmp_path, rules=(PRIVACY,), validate=False, resume=True)
+    train_encoder(config, tmp_path, rules=rules, validate=False, resume=True)
+
+
+def test_a_new_training_in_an_old_folder_starts_a_new_history(tiny_base, tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+    train(fresh(tiny_base), own_rows(), recipe(tiny_base, max_steps=2), tmp_path)
+    assert all(row.get("loss") != 9.0 for row in history(tmp_path))
 
 
 def test_the_same_seed_gives_the_same_weights(tiny_base, tmp_path):
@@ -568,7 +627,8 @@ def test_from_data_to_run_folder_reproducibly(tiny_base, tmp_path):
         torch.manual_seed(number)  # what the host program did before must not matter
         models.append(train_encoder(config, tmp_path / str(number), rules=(DRIVING, PRIVACY)))
     run = tmp_path / "0"
-    assert set(json.loads((run / "rows.json").read_text())) == {"level", "twins", "rules", "norms"}
+    rows = json.loads((run / "rows.json").read_text())
+    assert set(rows) == {"level", "twins", "rules", "norms", "sha256"}
     figures = json.loads((run / "metrics.json").read_text())
     assert 0 <= figures["val/pairs_pairwise"] <= 1
     assert equal(*models)
@@ -632,6 +692,46 @@ def test_a_model_of_an_earlier_run_keeps_its_heads(finished, tiny_base):
     assert equal(again.cpu(), model.cpu())
     assert again.max_seq_length == 32
     assert not equal(build_model(str(tiny_base), max_tokens=32), model)
+    assert equal(build_model(str(run), max_tokens=32).cpu(), model.cpu())  # the run means its model
+
+
+# What can be wrong with a base, or where git is missing
+
+
+@pytest.mark.parametrize("base", ["runs/nowhere/model", "./nowhere", "nobody/nothing", "nothing"])
+def test_a_base_that_is_not_there_is_refused_before_the_data_are_read(tmp_path, base):
+    no_data = tmp_path / "no data"
+    with pytest.raises(ConfigError, match=rf"a run or a hub id, got '{base}', which cannot be loaded"):
+        train_encoder(EncoderConfig(base=base), tmp_path / "run", data_dir=no_data)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("frame", [("<s>", "</s>"), ("[CLS]", None)])
+def test_a_base_that_frames_texts_otherwise_is_refused(tiny_base, tmp_path, frame):
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokens = [token for token in frame if token]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join(["$A", *tokens]) if None in frame else f"{frame[0]} $A {frame[1]}",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens],
+    )
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ConfigError, match=r"frames a text as \[CLS\] ... \[SEP\]"):
+        build_model(str(base), max_tokens=32)
+
+
+def test_hub_ids_and_folders_are_bases_as_they_are(tmp_path):
+    for base in ("org/encoder-v1.5", "bert-base-uncased", str(tmp_path)):
+        assert base_folder(base) == base
+
+
+def test_environment_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["git"] == ""
 
 
 def test_two_processes_share_their_negatives(tiny_base, tmp_path):
@@ -652,9 +752,19 @@ def test_two_processes_share_their_negatives(tiny_base, tmp_path):
     assert report[0]["loss"] == pytest.approx(report[0]["whole_loss"], abs=1e-6)
     for rank in report:
         assert rank["gradient"] == pytest.approx(rank["whole_gradient"], rel=1e-5)
-    assert (tmp_path / "run" / "model" / "modules.json").is_file()
     rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert len([row for row in rows if "train_loss" in row]) == 1  # one process writes
+    # At each step both read as many texts of the same set, and between them every row.
+    words = ("drive", "beer", "taxi", "kids", "tea", "rule", "bread", "share")
+    kinds = [
+        [({word for word in words for text in texts if word in text}, len(texts)) for texts in rank["read"]]
+        for rank in report
+    ]
+    assert kinds[0] == kinds[1]
+    assert all(len(kind) == 1 for kind, _ in kinds[0])
+    seen = {text for rank in report for texts in rank["read"] for text in texts}
+    expected = {"drive": 11, "beer": 5, "taxi": 5, "kids": 3, "tea": 1, "rule": 3, "bread": 1, "share": 1}
+    assert {word: sum(word in text for text in seen) for word in words} == expected
 
 
 def test_unrelated_talk_stands_before_short_conversations():
@@ -680,18 +790,21 @@ def test_unrelated_talk_stands_before_short_conversations():
 def test_processes_take_batches_of_one_set_at_a_time(processes):
     sets = [Dataset.from_list([{"text": "x" * i, "label": 0} for i in range(1, n)]) for n in (12, 8)]
     joined = torch.utils.data.ConcatDataset(sets)
-    samplers = [LengthGroupedBatchSampler(data, 2, drop_last=processes > 1, seed=3) for data in sets]
+    samplers = [LengthGroupedBatchSampler(data, 2, False, processes=processes, seed=3) for data in sets]
     sampler = SameSetBatchSampler(joined, samplers, seed=3, processes=processes)
     batches = list(sampler)
     assert len(batches) == len(sampler)
     kinds = [{row >= len(sets[0]) for row in batch} for batch in batches]
     assert all(len(kind) == 1 for kind in kinds)
     for start in range(0, len(batches), processes):
-        assert len({tuple(kind) for kind in kinds[start : start + processes]}) == 1
-    rows = [row for batch in batches for row in batch]
-    assert len(rows) == len(set(rows))
+        step = slice(start, start + processes)
+        assert len({tuple(kind) for kind in kinds[step]}) == 1
+        assert len({len(batch) for batch in batches[step]}) == 1
+    seen = Counter(row for batch in batches for row in batch)
+    assert sorted(seen) == list(range(len(joined)))
+    # Only the last batch of either set may not divide.
+    assert seen.total() <= len(joined) + 2 * (processes - 1)
     if processes == 1:
-        assert sorted(rows) == list(range(len(joined)))
         assert any(kinds[i] != kinds[i + 1] for i in range(len(kinds) - 1))
     assert list(sampler) == batches
     sampler.set_epoch(1)

@@ -23,7 +23,7 @@ from guardrail.reading import rule_windows
 from guardrail.rule_index import RuleIndex
 from guardrail.rules import Rule
 
-from .calibrate import Fit, fit_calibration
+from .calibrate import ESCALATED_SHARE, Fit, fit_calibration
 from .calibration_data import CalibrationData
 from .examples import Example
 from .runtime_scoring import score_conversations
@@ -40,6 +40,7 @@ def complete(
     name: str,
     index: RuleIndex | None = None,
     before: Platt | None = None,
+    escalated: float = ESCALATED_SHARE,
     bundle_rules: bool = True,
 ) -> Fit:
     """Calibrate the encoder in a folder and write everything else that a model folder holds.
@@ -52,6 +53,7 @@ def complete(
         name: of the model, for the manifest.
         index: vectors of these rules by this encoder; made if None.
         before: the calibration until now, for comparison; None for none.
+        escalated: share of everyday turns that goes to a judge, if there is one, [0, 1].
         bundle_rules: False only for the folder that ships with the library, beside its bank.
 
     Raises:
@@ -61,7 +63,7 @@ def complete(
     if index is None:
         index = RuleIndex(encoder.dimension)
         index.add(encoder.encode(rule_windows(rules, encoder)).embeddings)
-    fit = fit_calibration(encoder, index, rules, data, before=before)
+    fit = fit_calibration(encoder, index, rules, data, before=before, escalated=escalated)
     write_parts(staged, index, rules, fit.calibration, bundle_rules=bundle_rules)
     write_manifest(
         staged,

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from guardrail.calibration import (
+    Band,
     Calibration,
     Platt,
     RuleCalibration,
@@ -41,7 +42,7 @@ ESCALATED_SHARE = 0.10
 # A single rule, and an intervention, must be surer than the level: they name or do more.
 RULE_FPR_SHARE = 0.2
 INTERVENTION_FPR_SHARE = 0.2
-# Most examples of one source: for the fit, in which every source weighs alike, and for the thresholds,
+# Most examples of one source: for the fit, in which no source outweighs the others, and for the thresholds,
 # which a few turns of everyday talk decide.
 PER_SOURCE = 500
 CASUAL_PER_SOURCE = 1500
@@ -105,9 +106,14 @@ def fit_calibration(
     data: CalibrationData,
     *,
     before: Platt | None = None,
+    escalated: float = ESCALATED_SHARE,
     seed: int = 0,
 ) -> Fit:
     """Fit on the validation split; every source weighs alike, whatever its size.
+
+    The uncertain band is taken from the same everyday turns as the thresholds, by what the runtime
+    compares with it: P(unsafe), or that of a single rule where one fires. Here each turn is read in
+    one window; of a turn that needs several the runtime takes the highest.
 
     Args:
         encoder: the encoder of the model folder: calibration belongs to one backend.
@@ -115,7 +121,11 @@ def fit_calibration(
         rules: in the index's order.
         data: the validation split, and the everyday turns that set the thresholds.
         before: the calibration until now, for comparison; None for none.
+        escalated: share of everyday turns that goes to a judge, if there is one, [0, 1].
         seed: of the choice of examples.
+
+    Raises:
+        ConfigError: `escalated` is out of range.
     """
     examples = _balanced(data.split.examples + data.split.bank, PER_SOURCE, seed)
     everyday = _balanced(data.casual, CASUAL_PER_SOURCE, seed)
@@ -139,13 +149,17 @@ def fit_calibration(
         rule=max(0.5, _inside(threshold_at_fpr(everyday_rule, rule_fpr))),
         touch=min(1.0, threshold_at_fpr(nearest, TOUCH_SHARE)),  # a cosine may be 1.0000001
     )
+    fired = everyday_rule >= thresholds.rule
+    compared = np.where(fired, np.maximum(everyday_unsafe, everyday_rule), everyday_unsafe)
+    # An empty share must not become the band that the runtime takes where none was fitted.
+    nothing = Band(low=thresholds.caution, high=thresholds.caution)
     return Fit(
         Calibration(
             unsafe=platt,
             intervention=intervention,
             rule=rule,
             thresholds=thresholds,
-            band=pick_band(everyday_unsafe, thresholds.caution, ESCALATED_SHARE),
+            band=pick_band(compared, thresholds.caution, escalated) or nothing,
         ),
         data.max_fpr,
         before=(before or Platt())(outputs.log_odds),

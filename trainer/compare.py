@@ -56,7 +56,7 @@ class Comparison:
             ModelError: mean cosine below MIN_COSINE, or AUROC lower by more than MAX_AUROC_LOSS.
         """
         lost = self.auroc_before - self.auroc_after
-        if self.cosine_mean < MIN_COSINE:
+        if not self.cosine_mean >= MIN_COSINE:  # nan passes no comparison
             problem = f"a mean cosine of at least {MIN_COSINE} to torch, got {self.cosine_mean:.4f}"
         elif self.compared >= JUDGED_FROM and lost > MAX_AUROC_LOSS:
             problem = (

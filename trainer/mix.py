@@ -21,10 +21,10 @@ FOUNDATIONS = get_args(Foundation)
 UNKNOWN = -1
 # Turns of the shortest talk that may stand before another one.
 PADDING = 4
-# The a_i of the n-pair loss: what endangers somebody weighs more than what hurts a feeling.
+# The a_i of the n-pair loss: what endangers somebody weighs more than what hurts a feeling. With social
+# weights the level loss on twins weighs the same way.
 SEVERITY: dict[Level | None, float] = {Level.NEEDS_INTERVENTION: 1.5}
 Row = dict[str, object]
-T = TypeVar("T", Example, Twin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TrainingRows:
 
     Attributes:
         level: text, label = (class, weight, moral foundation of the rule or -1).
-        twins: unsafe, safe, label; no rule is known.
+        twins: unsafe, safe, label; no rule is known, or the twins are there for the contrast alone.
         rules: unsafe, safe, rule, label.
         norms: text, rule, label; for retrieval alone.
     """
@@ -50,12 +50,24 @@ class TrainingRows:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A situation and a rule of thumb about it."""
+    """A situation and a rule of thumb about it.
+
+    Attributes:
+        text: the situation, as the encoder reads it.
+        rule: the rule of thumb.
+        weight: share of people who agree with it, (0, 1].
+        foundation: moral foundation of the rule, or "".
+        source: name of the dataset.
+    """
 
     text: str = field(repr=False)
     rule: str
     weight: float
     foundation: str = ""
+    source: str = "social_chem_101"
+
+
+T = TypeVar("T", Example, Twin, Norm)
 
 
 def build_rows(
@@ -72,9 +84,7 @@ def build_rows(
     rng = random.Random(config.seed)
     kept = _limited(examples, config, rng)
     pairs = _limited(twins, config, rng)
-    small_talk = [
-        item.turns for item in kept if item.source in CASUAL_SOURCES and len(item.turns) >= PADDING
-    ]
+    small_talk = [item.turns for item in kept if item.source in CASUAL_SOURCES and len(item.turns) >= PADDING]
     level: list[Row] = [
         {
             "text": as_text(_padded(item, small_talk, config, rng)),
@@ -87,17 +97,20 @@ def build_rows(
     ruled: list[Row] = []
     for twin in pairs:
         row: Row = {"unsafe": as_text(twin.unsafe), "safe": as_text(twin.safe)}
-        if twin.rule:
+        contrast_only = twin.source in config.contrast_only
+        with_rule = bool(twin.rule) and not contrast_only
+        if with_rule:
             row["rule"] = twin.rule
-        weight = 0.0 if twin.source in config.contrast_only else SEVERITY.get(twin.level, 1.0)
-        row["label"] = [_class(twin.level, True), weight, _foundation(twin.foundation)]
-        (ruled if twin.rule else plain).extend([row] * config.twin_repeats.get(twin.source, 1))
-    limit = config.source_limits.get("social_chem_101", config.max_per_source)
-    chosen = norms if len(norms) <= limit else rng.sample(list(norms), limit)
+        row["label"] = [
+            _class(twin.level, True),
+            0.0 if contrast_only else _severity(twin.level, config),
+            _foundation(twin.foundation),
+        ]
+        (ruled if with_rule else plain).extend([row] * config.twin_repeats.get(twin.source, 1))
     norm_rows: list[Row] = [
         {"text": norm.text, "rule": norm.rule, "label": [0, norm.weight, _foundation(norm.foundation)]}
-        for norm in chosen
-        for _ in range(config.source_repeats.get("social_chem_101", 1))
+        for norm in _limited(norms, config, rng)
+        for _ in range(config.source_repeats.get(norm.source, 1))
     ]
     return TrainingRows(level, plain, ruled, norm_rows)
 
@@ -114,6 +127,10 @@ def _padded(
     # The speakers go on taking turns.
     before = before[:-1] if before[-1].role == item.turns[0].role else before
     return (*before, *item.turns)
+
+
+def _severity(level: Level | None, config: EncoderConfig) -> float:
+    return SEVERITY.get(level, 1.0) if config.social_weights else 1.0
 
 
 def _foundation(name: str) -> int:

@@ -30,7 +30,8 @@ class RuleContrast:
     Attributes:
         temperature: divides the cosine, > 0.
         social: weigh examples by severity and agreement, and negatives by likeness; without it every
-            weight is 1 (InfoNCE).
+            weight is 1 (InfoNCE), but for rules that say the same as the own one: they are no negatives
+            in either, for a batch holds many texts of one rule.
     """
 
     temperature: float = 0.05
@@ -54,10 +55,6 @@ class RuleContrast:
             everyone, rank = all_gather_with_grad(rules), distributed.get_rank()
             foundations = all_gather(foundations.contiguous())
         own = torch.arange(len(rules), device=rules.device) + rank * len(rules)  # (b,)
-        if not self.social:
-            return losses.socially_aware_n_pair_loss(
-                texts, everyone, own=own, hard_negatives=hard, temperature=self.temperature
-            )
         hard_weights = None
         if hard is not None:
             b, m, d = hard.shape
@@ -68,9 +65,13 @@ class RuleContrast:
             texts,
             everyone,
             own=own,
-            weights=labels[:, 1].to(texts.dtype),
+            weights=labels[:, 1].to(texts.dtype) if self.social else None,
             negative_weights=losses.false_negative_weights(
-                rules, everyone, graded=True, anchor_foundations=labels[:, 2], foundations=foundations
+                rules,
+                everyone,
+                graded=self.social,
+                anchor_foundations=labels[:, 2] if self.social else None,
+                foundations=foundations if self.social else None,
             ),
             hard_negatives=hard,
             hard_weights=hard_weights,

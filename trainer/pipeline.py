@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util.distributed import get_rank
 from transformers import set_seed
 
 from guardrail.rules import Rule
 
 from .config import EncoderConfig
 from .data import load_split
-from .encoder import build_model, train
+from .encoder import build_model, require_processes, train
 from .mining import with_hard_negatives
 from .mix import build_rows
+from .processes import is_first, process_count
+from .resume import checkpoint_of, record_rows, require_rows
 from .scoring import torch_scorer
 from .validation import validation_figures
 
@@ -38,23 +39,30 @@ def train_encoder(
         data_dir: folder of the public sets; None trains on our own writing alone.
         sources: names of the public sets to use; None for all that may train.
         rules: the bank to train on; None for ours.
-        resume: go on from the last checkpoint of the run.
+        resume: go on from the newest whole checkpoint of the run, with the same recipe and rows.
         validate: take the validation figures after every epoch and at the end.
 
     Returns:
         The trained model.
 
     Raises:
-        ConfigError: a setting or source is wrong.
+        ConfigError: a setting, source or base is wrong, or a run is resumed with other ones.
         ArtifactError: a data file is missing.
     """
+    # What can be wrong is found before the data are read.
+    require_processes(config, process_count())
+    if resume:
+        checkpoint_of(run, config)
+    set_seed(config.seed)  # before the heads are drawn
+    model = build_model(config.base, config.max_tokens)
     data = load_split(data_dir, "train", sources=sources, rules=rules)
     val = load_split(data_dir, "val", sources=sources, rules=rules)
     rows = build_rows(data.examples + data.bank, data.twins, data.norms, config)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "rows.json").write_text(json.dumps(rows.counts()), encoding="utf-8")
-    set_seed(config.seed)  # before the heads are drawn
-    model = build_model(config.base, config.max_tokens)
+    if resume:
+        require_rows(run, rows)
+    elif is_first():
+        run.mkdir(parents=True, exist_ok=True)
+        record_rows(run, rows)
     if config.hard_negatives:
         rows = with_hard_negatives(rows, model, data.contrary, count=config.hard_negatives, seed=config.seed)
     model = train(
@@ -65,7 +73,7 @@ def train_encoder(
         evaluate=(lambda trained: validation_figures(torch_scorer(trained), val)) if validate else None,
         resume=resume,
     )
-    if validate and get_rank() == 0:
+    if validate and is_first():
         figures = validation_figures(torch_scorer(model.eval()), val)
         (run / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return model

@@ -14,6 +14,7 @@ from guardrail.rule_index import RuleIndex
 from guardrail.rules import Rule, load_bank
 
 from .assemble import complete, staging
+from .calibrate import ESCALATED_SHARE
 from .calibration_data import load_calibration_data
 from .export import load_trained, runtime_encoder
 from .reliability import plot_reliability
@@ -41,6 +42,7 @@ def refit(
     rules: tuple[Rule, ...] | None = None,
     max_fpr: float | None = None,
     threshold_sources: Collection[str] | None = None,
+    escalated: float = ESCALATED_SHARE,
     plot: Path | None = None,
 ) -> dict[str, float]:
     """Fit calibration and thresholds on validation data and write them into the folder.
@@ -55,6 +57,7 @@ def refit(
         rules: the rules of a run that has none yet; None for the bank.
         max_fpr: share of everyday turns that may be flagged; None: see `load_calibration_data`.
         threshold_sources: sources whose everyday turns set the thresholds; None: those that did not train.
+        escalated: share of everyday turns that goes to a judge, if there is one, [0, 1].
         plot: where to draw the reliability diagram; None for `reliability.png` in the folder.
 
     Returns:
@@ -84,6 +87,7 @@ def refit(
             name=found.name,
             index=found.index,
             before=found.before,
+            escalated=escalated,
             bundle_rules=found.bundle_rules,
         )
     plot_reliability(fit.before, fit.after, fit.unsafe, plot or found.folder / "reliability.png")

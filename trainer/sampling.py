@@ -11,12 +11,22 @@ from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDataset
 
 
 class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # untyped library
-    """Batches of about equal length, in random order: on a CPU padding costs as much as text."""
+    """Batches of about equal length, in random order: on a CPU padding costs as much as text.
+
+    With p processes a batch holds the rows of all of them, p times as many; `SameSetBatchSampler`
+    shares them out.
+    """
 
     CHUNK = 64  # batches that are shuffled together before they are sorted by length
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, *args: Any, n_pair_batch: int = 0, **kwargs: Any
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *args: Any,
+        n_pair_batch: int = 0,
+        processes: int = 1,
+        **kwargs: Any,
     ) -> None:
         text_columns = [name for name in dataset.column_names if name != "label"]
         if n_pair_batch and "text" in text_columns and "rule" in text_columns:
@@ -24,7 +34,7 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # u
         else:
             # A step on pairs encodes two texts a row, so it takes half the rows.
             rows = max(2, batch_size // (1 if len(text_columns) == 1 else 2))
-        super().__init__(dataset, rows, *args, **kwargs)
+        super().__init__(dataset, rows * processes, *args, **kwargs)
         columns = [dataset[name] for name in text_columns]
         self.lengths = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
 
@@ -46,28 +56,36 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # u
 class SameSetBatchSampler(MultiDatasetDefaultBatchSampler):  # type: ignore[misc]  # untyped library
     """Batches of all data sets in random order, each set as often as it has batches.
 
-    With p processes, p batches of one set follow each other: process k takes every k-th batch, and
-    they can share their rules as negatives only if all are at the same loss with as many rows. What
-    is left of a set after its last full round is left out of the epoch.
+    With p processes every batch of a set is cut into p parts of one size, which follow each other:
+    process k takes every k-th part. So at each step all are at the same loss with as many rows, which
+    is what sharing their rules as negatives needs. Where a batch does not divide by p, up to p - 1 of
+    its rows are seen twice; none is left out.
     """
 
     def __init__(self, *args: Any, processes: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # The sets differ in it. accelerate hands out only rounds that end on a batch of this size, if any.
+        self.batch_size = None
         self.processes = processes
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch, as positions in the joined data sets."""
         generator = torch.Generator().manual_seed((self.seed or 0) + self.epoch)
         offset = 0
-        rounds: list[list[list[int]]] = []
+        batches: list[list[int]] = []
         for dataset, sampler in zip(self.dataset.datasets, self.batch_samplers, strict=True):
-            batches = [[row + offset for row in batch] for batch in sampler]
-            whole = len(batches) - len(batches) % self.processes
-            rounds += [batches[i : i + self.processes] for i in range(0, whole, self.processes)]
+            batches += [[row + offset for row in batch] for batch in sampler]
             offset += len(dataset)
-        for index in torch.randperm(len(rounds), generator=generator).tolist():
-            yield from rounds[index]
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield from self._parts(batches[index])
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, of all processes together."""
-        return sum(len(sampler) - len(sampler) % self.processes for sampler in self.batch_samplers)
+        return self.processes * sum(map(len, self.batch_samplers))
+
+    def _parts(self, batch: list[int]) -> Iterator[list[int]]:
+        size = -(-len(batch) // self.processes)
+        filled = [batch[number % len(batch)] for number in range(size * self.processes)]
+        for process in range(self.processes):
+            # Every k-th row: the rows come by length, and all processes should take as long.
+            yield filled[process :: self.processes]

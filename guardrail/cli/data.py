@@ -46,7 +46,17 @@ def inspect(
 def _show(found: Any) -> None:
     from .render import print_table
 
-    header = ("source", "split", "examples", "unsafe", "twins", "turns", "words 10/50/90 %", "levels")
+    header = (
+        "source",
+        "split",
+        "examples",
+        "unsafe",
+        "twins",
+        "norms",
+        "turns",
+        "words 10/50/90 %",
+        "levels",
+    )
     print_table(
         header,
         [
@@ -56,6 +66,7 @@ def _show(found: Any) -> None:
                 str(part.examples),
                 f"{part.unsafe / part.examples:.0%}" if part.examples else "-",
                 str(part.twins),
+                str(part.norms),
                 f"{part.turns:.0f}",
                 "/".join(f"{value:.0f}" for value in part.words),
                 ", ".join(f"{name} {count}" for name, count in sorted(part.levels.items())) or "-",
@@ -67,6 +78,8 @@ def _show(found: Any) -> None:
         typer.echo(f"{name}: {count} broken rows skipped; the first: {'; '.join(found.reasons[name])}")
     for name, count in sorted(found.held_back.items()):
         typer.echo(f"{name}: {count} rows left out, another split has their text or group")
+    if found.absent:
+        typer.echo(f"not there: {', '.join(found.absent)}")
     for sample in found.samples:
         typer.echo(f"\n[{sample.source}] {sample.label}" + (f" | {sample.rule}" if sample.rule else ""))
         for turn in sample.turns:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .extra import Data, stdout_kept, train_extra
+from .extra import Data, rules_of, stdout_kept, train_extra
 from .output import to_json
 
 STDOUT = Path("-")
@@ -48,6 +48,13 @@ def evaluate(
             metavar="MODULE:NAME", help="A second opinion: shows quality against the share of turns it reads."
         ),
     ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Rules whose held-out dialogues are measured on, added if new. Default: the model's own.",
+        ),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="PATH", help='Write figures as JSON; "-" is stdout.')
     ] = None,
@@ -62,11 +69,12 @@ def evaluate(
             raise InputError(f"expected a folder for {path}, found none; make it first")
     asked = None if judge is None else _named(judge)
     parts = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
+    own_rules = rules_of(rules)
     with train_extra(), stdout_kept(True):
         from guardrail.trainer.evaluate import evaluate as measure  # type: ignore[import-not-found, unused-ignore]
         from guardrail.trainer.evaluation.page import to_html  # type: ignore[import-not-found, unused-ignore]
 
-        report = measure(model, data, limit, base=base, judge=asked, parts=parts)
+        report = measure(model, data, limit, base=base, judge=asked, rules=own_rules, parts=parts)
         page = None if html_path is None else to_html(report)
     if html_path is not None and page is not None:
         html_path.write_text(page, encoding="utf-8")

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from ..rules import Rule
 
 DATA_ENV = "GUARDRAIL_DATA"
 Data = Annotated[
@@ -40,3 +43,12 @@ def stdout_kept(keep: bool) -> Iterator[None]:
         if keep:
             stack.enter_context(redirect_stdout(sys.stderr))
         yield
+
+
+def rules_of(path: Path | None) -> tuple[Rule, ...] | None:
+    """Return the rules of a file; None without one."""
+    if path is None:
+        return None
+    from ..rules import read_rules
+
+    return read_rules(path)

@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, InputError
-from .extra import DATA_ENV, Data, stdout_kept, train_extra
+from .extra import DATA_ENV, Data, rules_of, stdout_kept, train_extra
 from .options import AsJson
 from .output import EXIT_CODES, print_json
-
-if TYPE_CHECKING:
-    from ..rules import Rule
 
 Sources = Annotated[str | None, typer.Option(metavar="A,B", help="Public sets. Default: all.")]
 ThresholdSources = Annotated[
@@ -87,14 +84,24 @@ def encoder(
         seed=seed,
         max_steps=max_steps,
     )
-    own_rules = _rules(rules)
+    own_rules = rules_of(rules)
     names = _names(sources, data)
     _refuse_trained(out, resume=resume)
     figures: dict[str, Any] = {}
     with train_extra(), stdout_kept(as_json):
+        from guardrail.trainer.data import (  # type: ignore[import-not-found, unused-ignore]
+            require_dialogues,
+        )
         from guardrail.trainer.pipeline import train_encoder  # type: ignore[import-not-found, unused-ignore]
+        from guardrail.trainer.processes import (  # type: ignore[import-not-found, unused-ignore]
+            last_to_work,
+        )
 
+        if own_rules is not None and not no_export:
+            require_dialogues(own_rules)
         train_encoder(recipe, out, data_dir=data, sources=names, rules=own_rules, resume=resume)
+        if not last_to_work():  # under torchrun one process writes the model folder
+            return
         if not no_export:
             from guardrail.trainer.finalize import finalize  # type: ignore[import-not-found, unused-ignore]
 
@@ -129,7 +136,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model folder from a run: encoder, rules, calibration for this very format, manifest."""
-    own_rules, names = _rules(rules), _names(sources, data)
+    own_rules, names = rules_of(rules), _names(sources, data)
     thresholds = _names(threshold_sources, data, "--threshold-sources")
     with train_extra(), stdout_kept(as_json):
         from guardrail.trainer.finalize import finalize  # type: ignore[import-not-found, unused-ignore]
@@ -163,6 +170,12 @@ def calibrate(
     ] = None,
     max_fpr: MaxFpr = None,
     threshold_sources: ThresholdSources = None,
+    escalate: Annotated[
+        float,
+        typer.Option(
+            metavar="P", min=0, max=1, help="Share of everyday turns that goes to a judge, if there is one."
+        ),
+    ] = 0.10,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Reliability diagram. Default: FOLDER/reliability.png."),
@@ -170,7 +183,7 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Fit calibration and thresholds again, on validation data; the model stays as it is."""
-    own_rules, names = _rules(rules), _names(sources, data)
+    own_rules, names = rules_of(rules), _names(sources, data)
     thresholds = _names(threshold_sources, data, "--threshold-sources")
     with train_extra(), stdout_kept(as_json):
         from guardrail.trainer.refit import refit  # type: ignore[import-not-found, unused-ignore]
@@ -182,6 +195,7 @@ def calibrate(
             rules=own_rules,
             max_fpr=max_fpr,
             threshold_sources=thresholds,
+            escalated=escalate,
             plot=plot,
         )
     if as_json:
@@ -189,14 +203,6 @@ def calibrate(
         return
     _print_figures(figures)
     typer.echo(f"calibrated {folder}")
-
-
-def _rules(path: Path | None) -> tuple[Rule, ...] | None:
-    if path is None:
-        return None
-    from ..rules import read_rules
-
-    return read_rules(path)
 
 
 def _names(text: str | None, data: Path | None, option: str = "--sources") -> list[str] | None:

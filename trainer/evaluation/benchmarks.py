@@ -6,7 +6,7 @@ How the splits are made, and why, is in docs/benchmark.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +14,18 @@ from guardrail.rules import Rule
 from guardrail.types import Turn
 
 from .. import loaders
+from ..data import load_own
 from ..examples import Example
 
-# What may differ between two wordings of one rule. No judgement, no negation and no preposition.
-_FILLERS = frozenset(
+# What may differ between two wordings of one rule. No judgement, no negation, and of the prepositions
+# only "to" and "of". The list stands in docs/benchmark.md too: a key must be the same for everybody.
+FILLERS = frozenset(
     "a an the it is are be being to that of s you your yours yourself someone somebody one person people "
     "they them their theirs he him his she her i me my we us our".split()
 )
+MORAL_STORIES = "moral_stories"
+OWN = "own"  # conversations of the user, of which some may name a rule
+_SEEN: tuple[loaders.Split, ...] = ("train", "val")
 _WORD = re.compile(r"[a-z0-9]+")
 _CAN = re.compile(r"\bcan(not|['\u2019]t)\b")
 _NOT = re.compile(r"n['\u2019]t\b")
@@ -50,69 +55,90 @@ def same_rule_key(rule: str) -> str:
     friends." and "It is good to help a friend" are one rule; a changed judgement or a "not" is another.
     """
     words = _WORD.findall(_NOT.sub(" not ", _CAN.sub("can not", rule.lower())))
-    kept = [_singular(word) for word in words if word not in _FILLERS]
+    kept = [_singular(word) for word in words if word not in FILLERS]
     return " ".join(kept or words)
 
 
-def social_chem(data_dir: Path) -> Benchmark:
+def seen_rules(data_dir: Path | None, rules: tuple[Rule, ...] | None = None) -> frozenset[str]:
+    """Return the keys of all rules that stand in the train or val split of any set with rules.
+
+    One for all tasks, because sets share rules: the norms of Moral Stories come from Social-Chem-101.
+
+    Args:
+        data_dir: holds Social-Chem-101 and Moral Stories, perhaps the Moral Integrity Corpus and a
+            folder `own`; None for our own writing alone.
+        rules: whose dialogues are our own, beside pairs and situations; None for the bank.
+
+    Raises:
+        ArtifactError: a file is missing.
+    """
+    known: set[str] = set()
+    for split in _SEEN:
+        examples, twins = load_own(split, rules)
+        known |= {item.rule for items in (examples, twins) for item in items}
+        if data_dir is not None:
+            pairs = loaders.load_norm_pairs(data_dir, split) + loaders.load_mic_norms(data_dir, split)
+            known |= {pair.rule for pair in pairs}
+            known |= {twin.rule for twin in loaders.load_twins(data_dir, [MORAL_STORIES], split)}
+            if OWN in loaders.present(data_dir, None):
+                known |= {item.rule for item in loaders.load_examples(data_dir, [OWN], split)}
+    return frozenset(same_rule_key(rule) for rule in known if rule)
+
+
+def social_chem(data_dir: Path, seen: Collection[str] | None = None) -> Benchmark:
     """Return Social-Chem-101: a situation asks for the rules of thumb that were written for it.
 
-    Disjoint from train and val by situation and by rule.
+    Disjoint from train and val by situation, and by rule from those of all sets.
+
+    Args:
+        data_dir: the data folder.
+        seen: of `seen_rules`; None makes it, with our bank.
 
     Raises:
         ArtifactError: a file is missing.
     """
     pairs = loaders.load_norm_pairs(data_dir, "test")
-    seen = {
-        same_rule_key(pair.rule)
-        for split in ("train", "val")
-        for pair in loaders.load_norm_pairs(data_dir, split)
-    }
     asked: dict[str, tuple[Turn, ...]] = {}
     for pair in pairs:
         asked.setdefault(pair.group, (Turn("user", pair.text),))
-    return _benchmark("social_chem_101", ((asked[p.group], p.rule) for p in pairs), seen)
+    return _benchmark("social_chem_101", ((asked[p.group], p.rule) for p in pairs), _seen(data_dir, seen))
 
 
-def moral_stories(data_dir: Path) -> Benchmark:
+def moral_stories(data_dir: Path, seen: Collection[str] | None = None) -> Benchmark:
     """Return Moral Stories: an action, moral or not, asks for the norm that it keeps or breaks.
 
-    The test norms of the original set, without those that also occur in train or val. The data holds
-    no situations beside the actions; contrary norms are left out, they say the same about the same.
-
-    Raises:
-        ArtifactError: a file is missing.
+    The test norms of the original set, without those that also occur in train or val of any set. The
+    data holds no situations beside the actions; contrary norms are left out, they say the same about
+    the same. Arguments and errors as in `social_chem`.
     """
-    names = ["moral_stories"]
-    twins = [twin for twin in loaders.load_twins(data_dir, names, "test") if twin.kind == "norm"]
-    seen = {
-        same_rule_key(twin.rule)
-        for split in ("train", "val")
-        for twin in loaders.load_twins(data_dir, names, split)
-    }
+    twins = [twin for twin in loaders.load_twins(data_dir, [MORAL_STORIES], "test") if twin.kind == "norm"]
     pairs = ((turns, twin.rule) for twin in twins for turns in (twin.unsafe, twin.safe))
-    return _benchmark("moral_stories", pairs, seen)
+    return _benchmark(MORAL_STORIES, pairs, _seen(data_dir, seen))
 
 
-def bank(rules: Sequence[Rule], held_out: Iterable[Example]) -> Benchmark:
+def bank(rules: Sequence[Rule], held_out: Iterable[Example], seen: Collection[str] = ()) -> Benchmark:
     """Return our bank: a violation of a held-out rule asks for it among all rules of the bank.
 
     Args:
         rules: the whole bank.
         held_out: dialogues of rules that were not trained on; those that are safe are passed over.
+        seen: of `seen_rules`; such a rule stays in the corpus and is not asked for.
     """
     queries = [(example.turns, example.rule) for example in held_out if example.unsafe]
-    return _benchmark("bank", queries, (), extra=[rule.text for rule in rules])
+    return _benchmark("bank", queries, seen, extra=[rule.text for rule in rules])
+
+
+def _seen(data_dir: Path, seen: Collection[str] | None) -> Collection[str]:
+    return seen_rules(data_dir) if seen is None else seen
 
 
 def _benchmark(
     name: str,
     pairs: Iterable[tuple[tuple[Turn, ...], str]],
-    seen: Iterable[str],
+    seen: Collection[str],
     extra: Iterable[str] = (),
 ) -> Benchmark:
     """Join equal queries and equal rules; leave out the rules whose key is in `seen`."""
-    known = set(seen)
     position: dict[str, int] = {}
     corpus: list[str] = []
 
@@ -126,7 +152,7 @@ def _benchmark(
         place(rule)
     relevant: dict[tuple[Turn, ...], set[int]] = {}
     for turns, rule in pairs:
-        if same_rule_key(rule) not in known:
+        if same_rule_key(rule) not in seen:
             relevant.setdefault(turns, set()).add(place(rule))
     return Benchmark(
         name, tuple(relevant), tuple(corpus), tuple(tuple(sorted(found)) for found in relevant.values())

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from guardrail import Guardrail
-from guardrail.types import Turn
+from guardrail.types import Turn, Verdict
 
 from ..baselines import bag_of_words_margins, word_neutral
 from ..examples import Twin
-from ..metrics import Floats, auroc, auroc_interval, pairwise_accuracy
+from ..metrics import Floats, auroc, auroc_interval, mean_interval, pairwise_accuracy, pairwise_wins
 from .common import Figures, as_messages, by_source, versions
 
 BANK = "bank"
-Score = Callable[[tuple[Turn, ...]], float]
+Judged = Callable[[tuple[Turn, ...]], Verdict]
 
 
 def discrimination_figures(
@@ -31,55 +31,60 @@ def discrimination_figures(
         train: our training twins; only the bag of words reads them.
         test: our held-out twins.
     """
-    score = _scorer(guard, test)
+    judged = _judged(guard, test)
     matched = [twin for twin in train if twin.source != BANK]
     report: dict[str, Figures] = {}
     for source, twins in by_source(test).items():
-        report[source] = _all(score, twins)
+        report[source] = _all(judged, twins)
         if source == BANK or not matched:
             continue
         margins = bag_of_words_margins(matched, twins)
         report[source] |= {"bag_of_words": _right(margins)}
-        report[f"{source}/word neutral"] = _part(score, twins, margins, word_neutral(margins))
+        report[f"{source}/word neutral"] = _part(judged, twins, margins, word_neutral(margins))
         kinds = np.array([twin.kind for twin in twins])
         for kind in sorted(set(kinds.tolist())):
             rows = np.flatnonzero(kinds == kind)
-            report[f"{source}/{kind.replace('_', ' ')}"] = _part(score, twins, margins, rows)
+            report[f"{source}/{kind.replace('_', ' ')}"] = _part(judged, twins, margins, rows)
     return report
 
 
-def _scorer(guard: Guardrail, twins: Sequence[Twin]) -> Score:
-    judged = versions(twins)
-    verdicts = guard.check_batch([as_messages(version.turns) for version in judged])
-    known = {version.turns: verdict.probability for version, verdict in zip(judged, verdicts, strict=True)}
-    return known.__getitem__
+def _judged(guard: Guardrail, twins: Sequence[Twin]) -> Judged:
+    found = versions(twins)
+    verdicts = guard.check_batch([as_messages(version.turns) for version in found])
+    return {version.turns: verdict for version, verdict in zip(found, verdicts, strict=True)}.__getitem__
 
 
-def _all(score: Score, twins: Sequence[Twin]) -> Figures:
+def _all(judged: Judged, twins: Sequence[Twin]) -> Figures:
     singles = versions(twins)
-    scores = np.array([score(version.turns) for version in singles])
+    verdicts = [judged(version.turns) for version in singles]
+    scores = np.array([verdict.probability for verdict in verdicts])
     unsafe = np.array([version.unsafe for version in singles], bool)
     low, high = auroc_interval(scores, unsafe, [version.group for version in singles])
     return {
-        "n": float(len(twins)),
-        "pairwise": pairwise_accuracy(*_sides(score, twins)),
+        **_pairwise(judged, twins),
         "single_auroc": auroc(scores, unsafe),
         "single_auroc_low": low,
         "single_auroc_high": high,
+        "not_ok": float(np.mean([verdict.status != "ok" for verdict in verdicts])),
     }
 
 
-def _part(score: Score, twins: Sequence[Twin], margins: Floats, rows: np.ndarray) -> Figures:
-    part = [twins[row] for row in rows]
+def _part(judged: Judged, twins: Sequence[Twin], margins: Floats, rows: np.ndarray) -> Figures:
+    return _pairwise(judged, [twins[row] for row in rows]) | {"bag_of_words": _right(margins[rows])}
+
+
+def _pairwise(judged: Judged, twins: Sequence[Twin]) -> Figures:
+    unsafe, safe = (
+        np.array([judged(getattr(twin, side)).probability for twin in twins]) for side in ("unsafe", "safe")
+    )
+    wins = pairwise_wins(unsafe, safe)
+    low, high = mean_interval(wins, [twin.group for twin in twins])
     return {
-        "n": float(len(part)),
-        "pairwise": pairwise_accuracy(*_sides(score, part)),
-        "bag_of_words": _right(margins[rows]),
+        "n": float(len(twins)),
+        "pairwise": pairwise_accuracy(unsafe, safe),
+        "pairwise_low": low,
+        "pairwise_high": high,
     }
-
-
-def _sides(score: Score, twins: Sequence[Twin]) -> tuple[Floats, Floats]:
-    return np.array([score(twin.unsafe) for twin in twins]), np.array([score(twin.safe) for twin in twins])
 
 
 def _right(margins: Floats) -> float:

@@ -9,7 +9,7 @@ from .common import Figures
 
 
 def refusal_figures(scored: Scored) -> Figures:
-    """Return the shares of a set's safe turns that are flagged, and that touch a rule.
+    """Return the shares of a set's safe turns that are flagged, touch a rule, or were not judged whole.
 
     Args:
         scored: a set with at least one safe turn.
@@ -19,4 +19,5 @@ def refusal_figures(scored: Scored) -> Figures:
         "n": float(safe.sum()),
         "flagged": float(np.mean(scored.flagged[safe])),
         "touched": float(np.mean(scored.touched[safe])),
+        "not_ok": float(np.mean(~scored.ok[safe])),
     }

@@ -30,7 +30,10 @@ class Text:
 SECTIONS: dict[str, Text] = {
     "classification": Text(
         "Classification",
-        "Unsafe against safe, by set. The interval is a 95 % bootstrap over whole conversations.",
+        "Unsafe against safe, by set. The interval is a 95 % bootstrap over whole conversations. Macro-F1: "
+        "flagged against unsafe. Not ok: the guard did not read or could not judge the whole turn. Of the "
+        "bank, rules are held out with their dialogues, domains are not: training has seen other rules of "
+        "each domain.",
     ),
     "categories": Text("Categories", "The same by the category that a set gives its examples."),
     "levels": Text(
@@ -42,12 +45,14 @@ SECTIONS: dict[str, Text] = {
     ),
     "retrieval": Text(
         "Rule retrieval",
-        "Does the right rule of thumb come first? Splits are disjoint by situation and by rule.",
+        "Does the right rule of thumb come first? Splits are disjoint by situation, and by rule across sets; "
+        "not by domain.",
     ),
     "discrimination": Text(
         "Contrasts",
         "How often the unsafe version scores above its safe twin. Beside it a bag of words trained on our "
-        "training twins; word neutral is the part on which that is at chance.",
+        "training twins; word neutral is the part on which that is at chance. Intervals: 95 % bootstrap over "
+        "whole groups.",
     ),
     "over_refusal": Text(
         "Over-refusal", "Harmless turns: flagged, and touched (the app's model is guided, nobody is blocked)."
@@ -70,12 +75,13 @@ LABELS = {
     "macro_f1": "macro-F1",
     "mrr": "MRR",
     "ndcg_at_10": "nDCG@10",
+    "pairwise_95": "95 %",
     "single_auroc": "AUROC, singles",
     "single_auroc_95": "95 %",
 }
 COUNTS = frozenset({"n", "unsafe", "queries", "rules"})
 SHARES = frozenset(
-    {"unsafe_flagged", "safe_flagged", "flagged", "touched", "escalated", "recall", "false_alarms", "failed"}
+    "unsafe_flagged safe_flagged flagged touched not_ok escalated recall false_alarms failed".split()
 )
 LOW, HIGH, INTERVAL = "_low", "_high", "_95"
 

@@ -17,7 +17,17 @@ from guardrail.errors import ConfigError
 from ..examples import Example, Twin
 from . import casual, dialogue_safety, mic, norms, plain, requests
 from .casual import dailydialog_openings
-from .common import SPLITS, Job, LoadReport, Split, clean, normalise, split_of, without_overlap
+from .common import (
+    SPLITS,
+    Job,
+    LoadReport,
+    Split,
+    clean,
+    normalise,
+    split_of,
+    twins_without_overlap,
+    without_overlap,
+)
 from .mic import load_mic_norms
 from .norms import NormPair, load_norm_pairs
 from .own import load_bank, load_casual, load_pairs
@@ -155,7 +165,7 @@ def load_twins(
     """Return the contrasts of one split; arguments and errors as in `load_examples`.
 
     A group that stands in a source's test split, in an example or a twin, is kept out of train; one of
-    either is kept out of val.
+    either is kept out of val. So is a contrast of which either conversation stands there.
     """
     chosen = _kept(Path(data_dir), sources, _chosen(sources, split, 1))
     names = [name for name in chosen if SOURCES[name].twins]
@@ -168,7 +178,8 @@ def load_twins(
         *_claimed(lambda job: _twins(names, job), Job(folder, "", split)),
         *_claimed(lambda job: _examples(names, job), Job(folder, "", split)),
     ]
-    return _held(found, _other_groups(found, others), report)
+    kept = twins_without_overlap(_other_groups(found, others), others)
+    return _held(found, kept, report)
 
 
 def _examples(names: Iterable[str], job: Job) -> list[Example]:

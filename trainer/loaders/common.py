@@ -44,6 +44,10 @@ class BrokenRow(ValueError):
     """A row that cannot be used. The message goes into the report, so it holds no text of the row."""
 
 
+class MissingFile(ArtifactError):
+    """A file of a source is not in the data folder."""
+
+
 @dataclass(slots=True)
 class LoadReport:
     """What a load left out, by source.
@@ -100,11 +104,11 @@ class Job:
         """Return the path of a file that must be there.
 
         Raises:
-            ArtifactError: if it is not.
+            MissingFile: if it is not.
         """
         path = self.find(name)
         if path is None:
-            raise ArtifactError(
+            raise MissingFile(
                 f"expected the file {self.data_dir / name} (or .gz), but it is missing; check the data "
                 f"folder (GUARDRAIL_DATA) or leave {self.source!r} out of the sources"
             )
@@ -289,5 +293,18 @@ def without_overlap(train: Iterable[Example], test: Iterable[Example]) -> list[E
     return [example for example in train if _words(example) not in seen]
 
 
+def twins_without_overlap(train: Iterable[Twin], others: Iterable[Example | Twin]) -> list[Twin]:
+    """Return the contrasts of `train` of which neither conversation is also in `others`."""
+    seen: set[tuple[str, ...]] = set()
+    for other in others:
+        talks = (other.turns,) if isinstance(other, Example) else (other.unsafe, other.safe)
+        seen.update(map(_spoken, talks))
+    return [twin for twin in train if seen.isdisjoint((_spoken(twin.unsafe), _spoken(twin.safe)))]
+
+
 def _words(example: Example) -> tuple[str, ...]:
-    return tuple(normalise(turn.text) for turn in example.turns)
+    return _spoken(example.turns)
+
+
+def _spoken(turns: Sequence[Turn]) -> tuple[str, ...]:
+    return tuple(normalise(turn.text) for turn in turns)

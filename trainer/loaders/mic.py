@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from guardrail.types import Level
@@ -92,10 +92,15 @@ def mic_twins(job: Job) -> Iterator[Twin]:
 
 
 def load_mic_norms(data_dir: Path, split: Split, report: LoadReport | None = None) -> list[NormPair]:
-    """Return question and answer with every rule of thumb about it; empty without the file."""
+    """Return question and answer with every rule of thumb about it; empty without the file.
+
+    A question that stands in an earlier split too (test comes first, then train) is left out.
+    """
     job = Job(Path(data_dir), "mic", split, report=report or LoadReport())
     if job.find(FILE) is None:
         return []
+    earlier: dict[Split, tuple[Split, ...]] = {"test": (), "train": ("test",), "val": ("test", "train")}
+    taken = {job.group(row.question) for other in earlier[split] for row in _rows(replace(job, split=other))}
     return [
         NormPair(
             row.question,
@@ -107,4 +112,5 @@ def load_mic_norms(data_dir: Path, split: Split, report: LoadReport | None = Non
             row.answer,
         )
         for row in _rows(job)
+        if job.group(row.question) not in taken
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guardrail.errors import ArtifactError, ConfigError
+from guardrail.errors import ConfigError
 from guardrail.types import Turn
 
 from ..examples import Example, Twin
@@ -20,6 +20,7 @@ from .common import (
     BrokenRow,
     Job,
     LoadReport,
+    MissingFile,
     Split,
     agreement,
     clean,
@@ -239,7 +240,7 @@ def toxigen(job: Job) -> Iterator[Example]:
     folder = job.data_dir / "toxigen_prompts"
     files = sorted(path for path in folder.glob("*_1k.txt*") if _TOXIGEN.match(path.name))
     if not files:
-        raise ArtifactError(
+        raise MissingFile(
             f"expected files like hate_women_1k.txt.gz in {folder}, found none; check GUARDRAIL_DATA"
         )
     found: dict[str, Example] = {}

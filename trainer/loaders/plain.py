@@ -3,9 +3,10 @@
 {"messages": [{"role": "user", "content": "..."}], "unsafe": true, "rule": "...", "group": "..."}
 
 Instead of `messages`: `turns`, a list of texts that alternate from the user on. Instead of `unsafe`:
-`level` ("casual", "needs_caution", "needs_intervention"). Optional: `rule`, `category`, `weight`
-(0, 1], `group` (what must stay in one split; default: the first turn). Files `own/train.jsonl`,
-`own/val.jsonl` and `own/test.jsonl` keep their split; any other file is split by group.
+`level` ("casual", "needs_caution", "needs_intervention"); where both are given, they must agree.
+Optional: `rule`, `category`, `weight` (0, 1], `group` (what must stay in one split; default: the first
+turn). Files `own/train.jsonl`, `own/val.jsonl` and `own/test.jsonl` keep their split; any other file is
+split by group.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ TEST, VAL = 0.1, 0.1
 
 def own(job: Job) -> Iterator[Example]:
     """Yield the conversations."""
-    for path in sorted((job.data_dir / FOLDER).glob("*.jsonl*")):
-        stem = path.name.split(".")[0]
+    paths = (job.data_dir / FOLDER).glob("*.jsonl*")
+    # A set: a file may lie there both zipped and plain. And no backups, such as train.jsonl.bak.
+    names = {name for path in paths if (name := path.name.removesuffix(".gz")).endswith(".jsonl")}
+    for name in sorted(names):
+        stem = name.split(".")[0]
         if stem in SPLITS and stem != job.split:
             continue
-        name = f"{FOLDER}/{path.name.removesuffix('.gz')}"
-        found = job.json_lines(name, lambda row: example_of(row, job))
+        found = job.json_lines(f"{FOLDER}/{name}", lambda row: example_of(row, job))
         yield from found if stem in SPLITS else job.hashed(found, test=TEST, val=VAL)
 
 
@@ -49,6 +52,8 @@ def example_of(row: Any, job: Job) -> Example:
     if "level" in row:
         level: Level | None = Level(row["level"])
         unsafe = level is not Level.CASUAL
+        if row.get("unsafe", unsafe) is not unsafe:
+            raise BrokenRow("level and unsafe disagree")
     elif isinstance(row.get("unsafe"), bool):
         unsafe = row["unsafe"]
         level = None if unsafe else Level.CASUAL

@@ -46,8 +46,8 @@ def expand(labels: str, turns: list[str]) -> list[Version]:
         turns: user, assistant, user, ...; with slots.
 
     Raises:
-        BrokenRow: the labels and slots do not fit together, a turn is empty, two versions of
-            different labels are the same, or the versions end on different roles.
+        BrokenRow: the labels and slots do not fit together, a turn is empty or holds a stray brace, or
+            two versions of different labels are the same.
     """
     if set(labels) != {UNSAFE, SAFE}:
         raise BrokenRow(f"expected labels of U and S, both present, got {labels!r}")
