@@ -39,7 +39,7 @@ from guardrail.trainer.metrics import (  # noqa: E402
     recall_at_fpr,
     threshold_at_fpr,
 )
-from guardrail.trainer.mining import with_hard_negatives  # noqa: E402
+from guardrail.trainer.mining import with_hard_casual, with_hard_negatives  # noqa: E402
 from guardrail.trainer.mix import Norm, TrainingRows, build_rows  # noqa: E402
 from guardrail.trainer.pipeline import train_encoder  # noqa: E402
 from guardrail.trainer.sampling import LengthGroupedBatchSampler, SameSetBatchSampler  # noqa: E402
@@ -809,3 +809,20 @@ def test_processes_take_batches_of_one_set_at_a_time(processes):
     assert list(sampler) == batches
     sampler.set_epoch(1)
     assert list(sampler) != batches
+
+
+def test_everyday_talk_that_alarms_the_base_is_taken_first(tiny_model):
+    calm = [
+        replace(example(i, turns=said(f"{SAFE} {i}"), level=Level.CASUAL), source="wow") for i in range(4)
+    ]
+    alarming = replace(example(9, turns=said(UNSAFE), level=Level.CASUAL), source="wow")
+    small = replace(example(8, turns=said(UNSAFE), level=Level.CASUAL), source="persona")
+    config = EncoderConfig(hard_casual=1, source_limits={"wow": 2})
+    found = with_hard_casual([*calm, alarming, small], tiny_model, config)
+    assert [item.source for item in found] == ["wow"] * 4 + ["hard_casual", "persona"]
+    assert [item.turns for item in found] == [item.turns for item in [*calm, alarming, small]]
+    rows = build_rows(found, [], [], config)
+    assert len(rows.level) == 2 + 1 + 1
+    kept_apart = EncoderConfig(hard_casual=1, source_limits={"wow": 0, "persona": 0})
+    assert with_hard_casual([*calm, alarming], tiny_model, kept_apart) == [*calm, alarming]
+    assert not tiny_model.training

@@ -40,6 +40,9 @@ class EncoderConfig(BaseModel):
             and negatives by likeness of meaning and foundation; False is InfoNCE, in which only rules
             that say the same as the own one are taken out of the negatives.
         hard_negatives: contrary or neighbouring rules set against each rule.
+        hard_casual: everyday turns that are taken because the base scores them highest, in place of as
+            many taken by chance; only from sets of which a limit leaves some out. The base must be an
+            earlier run. 0 for none.
         n_pair_batch: situations a step of the n-pair loss on situations and rules, by gradient
             caching; 0 takes `batch_size`. More negatives, same memory; one process only.
         level_weight: of the level loss on single conversations.
@@ -73,6 +76,7 @@ class EncoderConfig(BaseModel):
     temperature: Positive = 0.05
     social_weights: bool = True
     hard_negatives: Annotated[int, Field(ge=0, le=8)] = 0
+    hard_casual: Annotated[int, Field(ge=0)] = 0
     n_pair_batch: Annotated[int, Field(ge=0)] = 0
     level_weight: Weight = 1.0
     twin_weight: Weight = 1.0

@@ -13,7 +13,7 @@ from guardrail.rules import Rule
 from .config import EncoderConfig
 from .data import load_split
 from .encoder import build_model, require_processes, train
-from .mining import with_hard_negatives
+from .mining import with_hard_casual, with_hard_negatives
 from .mix import build_rows
 from .processes import is_first, process_count
 from .resume import checkpoint_of, record_rows, require_rows
@@ -57,7 +57,10 @@ def train_encoder(
     model = build_model(config.base, config.max_tokens)
     data = load_split(data_dir, "train", sources=sources, rules=rules)
     val = load_split(data_dir, "val", sources=sources, rules=rules)
-    rows = build_rows(data.examples + data.bank, data.twins, data.norms, config)
+    examples = data.examples + data.bank
+    if config.hard_casual:
+        examples = with_hard_casual(examples, model, config)
+    rows = build_rows(examples, data.twins, data.norms, config)
     if resume:
         require_rows(run, rows)
     elif is_first():
