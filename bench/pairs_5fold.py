@@ -1,6 +1,6 @@
 """Pairwise accuracy on all pairs of our own: every one judged by a model that was not trained on it.
 
-    python bench/pairs_5fold.py --base runs/knowledge/model --steps 200 --out runs/folds
+    python bench/pairs_5fold.py --base runs/knowledge/model --config bench/pairs.toml --out runs/folds
 
 Pairs and situations, and whatever stands under a rule that says nearly the same, are whole in one fold.
 The base must not have been trained on them. Each fold leaves `scores.npz` in its folder, and is skipped
