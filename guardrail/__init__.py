@@ -30,7 +30,7 @@ from .types import Action, Coverage, Level, RuleMatch, Turn, Verdict
 if TYPE_CHECKING:
     from .config import GuardConfig
     from .conversation import Messages
-    from .middleware import Attempt, GuardedReply
+    from .outcome import Attempt, GuardedReply
     from .pipeline import Guardrail
     from .rules import Rule
 
@@ -57,9 +57,9 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Attempt": "middleware",
+    "Attempt": "outcome",
     "GuardConfig": "config",
-    "GuardedReply": "middleware",
+    "GuardedReply": "outcome",
     "Guardrail": "pipeline",
     "Rule": "rules",
 }

@@ -138,7 +138,7 @@ def load_artifact(
         if name not in manifest.files:
             raise ArtifactError(f"expected {name} in the manifest of {folder}, it is not listed")
     for name, entry in manifest.files.items():
-        _verify(folder, name, entry)
+        verify_file(folder, name, entry)
     if manifest.backend == "torch":
         _refuse_strangers(folder, manifest)
     fingerprint = _fingerprint(manifest.files)
@@ -242,7 +242,7 @@ def write_manifest(
     """
     encoder = ONNX_FILES if (folder / ONNX_FILES[0]).exists() else torch_files(folder)
     files = {
-        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=_sha256(folder / name))
+        name: file_entry(folder / name)
         for name in sorted((*encoder, *PARTS, "rules.jsonl"))
         if (folder / name).is_file()
     }
@@ -367,7 +367,17 @@ def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _verify(folder: Path, name: str, entry: FileEntry) -> None:
+def file_entry(path: Path) -> FileEntry:
+    """Return size and hash of a file."""
+    return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+
+
+def verify_file(folder: Path, name: str, entry: FileEntry) -> None:
+    """Check that a file is a plain one, with the size and the hash that a manifest gives.
+
+    Raises:
+        ArtifactError: it is not.
+    """
     path = folder / name
     linked = any((folder / parent).is_symlink() for parent in Path(name).parents)
     if linked or path.is_symlink() or not path.is_file():

@@ -1,8 +1,11 @@
-"""Compose a reply from a rule of thumb and its authored replies, without any model.
+"""Compose a reply from what was written for a rule of thumb, or for any conversation, without a model.
 
-An authored reply was written for one dialogue. A sentence of it is used only if it fits this
-conversation: every word in it that is specific, as the whole bank shows, must stand in the
-conversation or in the rule.
+A rule of the bank has sentences that say what is at stake and sentences that offer another way, each true
+in any conversation that breaks it. Where it is not sure which rule is broken, the user's own words are
+quoted, with sentences that hold wherever somebody may be hurt. A rule of somebody's own may have no
+sentences: then the rule itself is said, and what its authored replies hold. Such a reply was written for
+one dialogue, so a sentence of it is used only if it fits this conversation: every word in it that is
+specific, as the whole bank shows, must stand in the conversation or in the rule.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from .rules import Rule
+from .rules import Rule, load_general
 
 # A word that occurs in at least this share of all authored replies is common, the others are specific.
 COMMON_SHARE = 0.006
@@ -27,30 +30,6 @@ HE_OR_SHE = ({"he", "him", "his"}, {"she", "her", "hers"})
 # Small talk of the authored replies; it says nothing about the rule.
 PLEASANTRY = re.compile(r"^(sounds|what a|congrat|well done|good on|happy)\b", re.IGNORECASE)
 
-LEADS = (
-    "Hold on a moment, one thing matters here.",
-    "Can I be honest about this one?",
-    "Something about this worries me.",
-    "I'd like to slow down here for a second.",
-    "Let me say what's on my mind.",
-    "I want this to turn out well, so let me be plain.",
-    "Before we go on, one thought.",
-    "I'd rather not just nod along with this.",
-    "One thing first, because I care how this goes.",
-    "I'm not easy about this, and here's why.",
-)
-OFFERS = (
-    "What would make another way possible for you?",
-    "Shall we look for a way that works without that?",
-    "Do you want to think through the next step together?",
-    "What's the hardest part about doing it differently?",
-    "Tell me a bit more, and I'll help you find a better way.",
-    "Who could help you with this today?",
-    "I'm glad to work out an alternative with you.",
-    "What would you want if the roles were reversed?",
-    "Is there somebody you could talk it over with first?",
-    "If you like, I'll help you put the first step into words.",
-)
 CRISIS = (
     "If anybody could get hurt now, please call your local emergency number or a crisis line; "
     "you don't have to carry this alone."
@@ -71,7 +50,7 @@ class Composer:
         self._common = frozenset(stem for stem, count in counts.items() if count >= least)
 
     def compose(self, rule: Rule, conversation: Sequence[str], *, variant: int = 0) -> str:
-        """Return a reply that names the rule, fits the conversation and offers a way on.
+        """Return a reply that says what is at stake and offers a way on.
 
         The same conversation, rule and variant give the same words; another conversation gives
         others where the bank allows it.
@@ -82,13 +61,43 @@ class Composer:
             variant: another number gives another wording.
         """
         seed = _seed(rule.id, *conversation, str(variant))
-        sentences = self._fitting(rule, conversation)
-        parts = [LEADS[seed % len(LEADS)], _ended(rule.text), *sentences]
-        if not any(sentence.endswith("?") for sentence in sentences):
-            parts.append(OFFERS[seed // len(LEADS) % len(OFFERS)])
+        general = load_general()
+        offers = rule.offers or general["offers"]
+        if rule.concerns:
+            parts = _drawn(seed, general["plain"], rule.concerns, offers)
+        else:
+            parts = [*_drawn(seed, general["plain"]), _ended(rule.text), *self._fitting(rule, conversation)]
+            if not any(part.endswith("?") for part in parts[2:]):
+                parts += _drawn(seed // len(general["plain"]), offers)
         if rule.domain in CRISIS_DOMAINS and rule.severity == "needs_intervention":
             parts.append(CRISIS)
         return " ".join(parts)
+
+    def general(
+        self,
+        conversation: Sequence[str],
+        *,
+        quote: str = "",
+        grave: bool = False,
+        crisis: bool = False,
+        variant: int = 0,
+    ) -> str:
+        """Return a reply that speaks of no rule.
+
+        Args:
+            conversation: the texts of the turns, oldest first.
+            quote: words of the user to quote, or "".
+            grave: somebody may come to serious harm.
+            crisis: somebody may be in a crisis: then help is named.
+            variant: another number gives another wording.
+        """
+        general = load_general()
+        lead = "plain" if not quote else "asked" if quote.endswith("?") else "said"
+        kinds = (lead, "grave_concerns", "grave_offers") if grave else (lead, "concerns", "offers")
+        seed = _seed(lead, *conversation, str(variant))
+        parts = _drawn(seed, *(general[kind] for kind in kinds))
+        parts[0] = parts[0].replace("{quote}", quote)
+        return " ".join([*parts, CRISIS] if crisis else parts)
 
     def _fitting(self, rule: Rule, conversation: Sequence[str]) -> list[str]:
         """Return the fitting sentences of the authored reply that shares most with the conversation."""
@@ -105,6 +114,15 @@ class Composer:
             if fitting and score > best_score:
                 best, best_score = fitting[:MAX_SENTENCES], score
         return best
+
+
+def _drawn(seed: int, *kinds: Sequence[str]) -> list[str]:
+    """Return one sentence of each kind, drawn independently."""
+    parts = []
+    for choices in kinds:
+        seed, place = divmod(seed, len(choices))
+        parts.append(choices[place])
+    return parts
 
 
 def _fits(sentence: str, known: frozenset[str], names: set[str], spoken: set[str]) -> bool:

@@ -37,6 +37,12 @@ class GuardConfig(BaseModel):
         uncertain_high: with a judge, highest P(unsafe) that is sent to it; None: calibrated.
         judge_deadline_ms: longest wait for a second opinion, milliseconds; then the encoder decides.
         judge_workers: calls of a sync judge at a time, and questions at a time in `check_batch`.
+        min_relevance: lowest P(a candidate is about the conversation) that may replace an unsafe reply.
+        min_rule_kept: lowest P(a candidate keeps the rule in play), likewise.
+        max_repetition: largest share of a candidate that repeats itself or the rejected reply.
+        max_words: longest reply of a rewrite model that may replace an unsafe one, words.
+        rewrite_samples: candidates asked of a rewrite model at a time.
+        attempt_texts: keep the text of every candidate in `GuardedReply.attempts`; off, none is kept.
         judge_cache: second opinions that are remembered; 0 for none.
     """
 
@@ -60,6 +66,12 @@ class GuardConfig(BaseModel):
     uncertain_high: Annotated[float, Field(ge=0, le=1)] | None = None
     judge_deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     judge_workers: Annotated[int, Field(ge=1, le=256)] = 8
+    min_relevance: Annotated[float, Field(ge=0, le=1)] = 0.2
+    min_rule_kept: Annotated[float, Field(ge=0, le=1)] = 0.2
+    max_repetition: Annotated[float, Field(ge=0, le=1)] = 0.3
+    max_words: Annotated[int, Field(ge=1, le=10_000)] = 400
+    rewrite_samples: Annotated[int, Field(ge=1, le=32)] = 4
+    attempt_texts: bool = False
     judge_cache: Annotated[int, Field(ge=0, le=1_000_000)] = 4096
 
     @classmethod

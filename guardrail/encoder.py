@@ -48,7 +48,7 @@ class OnnxEncoder:
         self.max_tokens = max_tokens
         self._tokenizer = TextTokenizer(folder / "tokenizer.json")
         self.cls_id, self.sep_id = self._tokenizer.cls_id, self._tokenizer.sep_id
-        self._session = _load_session(folder / "model.onnx", threads)
+        self._session = load_session(folder / "model.onnx", threads, OUTPUTS)
         size = {output.name: output.shape[-1] for output in self._session.get_outputs()}["embedding"]
         if isinstance(size, int) and size != dimension:
             raise ArtifactError(f"expected a model of dimension {dimension} in {folder}, got {size}")
@@ -102,7 +102,12 @@ def finite(output: EncoderOutput) -> EncoderOutput:
     return output
 
 
-def _load_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def load_session(path: Path, threads: int, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
+    """Load a model for the CPU.
+
+    Raises:
+        ArtifactError: there is none, it cannot be loaded, or it lacks an output.
+    """
     if not path.is_file():
         raise ArtifactError(f"expected a model at {path}, found none")
     options = onnxruntime.SessionOptions()
@@ -116,8 +121,8 @@ def _load_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     except Exception as error:
         raise ArtifactError(f"expected an ONNX model at {path}, ONNX Runtime cannot load it") from error
     names = {output.name for output in session.get_outputs()}
-    if not names.issuperset(OUTPUTS):
+    if not names.issuperset(outputs):
         raise ArtifactError(
-            f"expected a model with outputs {', '.join(OUTPUTS)}, got {', '.join(sorted(names))}"
+            f"expected a model with outputs {', '.join(outputs)}, got {', '.join(sorted(names))}"
         )
     return session

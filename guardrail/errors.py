@@ -39,8 +39,8 @@ class ModelError(GuardrailError):
     """A stage of the pipeline failed while it ran.
 
     Attributes:
-        stage: `"normalize"`, `"encoder"`, `"index"`, `"detector"`, `"judge"`, `"llm"` or
-            `"rewriter"`.
+        stage: `"normalize"`, `"encoder"`, `"index"`, `"detector"`, `"judge"`, `"llm"`,
+            `"relevance"` or `"rewriter"`.
     """
 
     def __init__(self, stage: str, message: str) -> None:

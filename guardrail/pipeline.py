@@ -35,16 +35,21 @@ from .detector import Judgement, RuleScore, judge
 from .errors import ArtifactError, ConfigError, GuardrailError, InputError, ModelError
 from .judges import as_judge
 from .judging import MAX_RULES, Question, frame
+from .lazy import Lazy
 from .protocols import Encoder
 from .reading import Reading, read, rule_windows
+from .repair import Repairer
 from .rule_index import RuleIndex
 from .rules import Rule, as_rule
 from .second_opinion import Answer, SecondOpinion
 from .types import Action, Coverage, Level, RuleMatch, Verdict
 
 if TYPE_CHECKING:
-    from .middleware import GuardedReply, OnIntervention
+    from .outcome import GuardedReply
+    from .protocols import Relevance, Rewriter
+    from .session import OnIntervention
 
+RELEVANCE_FOLDER = Path(__file__).parent / "models" / "relevance"
 UNREAD_TEXT = "the judged turn was not read whole: it is longer than the window limit"
 UNREAD_PARTS = "parts of the judged turn that are not text were not read"
 TOO_LONG_TO_ASK = "the judged turn is too long for a second opinion; the encoder decided"
@@ -84,6 +89,8 @@ class Guardrail:
         calibration: Calibration | None = None,
         config: GuardConfig | None = None,
         judge: Any = None,
+        relevance: Relevance | str | Path | None = None,
+        rewriter: Rewriter | str | Path | None = None,
     ) -> None:
         """Make a guard from its parts; `Guardrail.load` does it from a model folder.
 
@@ -95,9 +102,14 @@ class Guardrail:
             config: settings.
             judge: gives a second opinion where the encoder is unsure; any form that
                 `guardrail.judges.as_judge` takes. None for none.
+            relevance: reads rules and replies together with a conversation, for repairs; or the folder of
+                such a model, which is loaded when it is first needed. None for none.
+            rewriter: writes replies in place of unsafe ones; or the folder of a trained rewrite model,
+                which is loaded when it is first needed. None for none.
 
         Raises:
             ConfigError: no rules, an index of another length, or no judge.
+            ArtifactError: the folder of a model for repairs holds none.
             ModelError: the encoder fails on the rules, or the index is of another dimension.
         """
         if not rules:
@@ -111,7 +123,9 @@ class Guardrail:
         self._second = _second_opinion(judge, self.config)
         self._encoder = encoder
         self._lock = threading.Lock()
-        self._composer: Composer | None = None
+        self._repairer: Repairer | None = None
+        self._relevance = _lazy_relevance(relevance, self.config.threads)
+        self._rewriter = _lazy_rewriter(rewriter)
         if index is None:
             index = RuleIndex(encoder.dimension)
             index.add(self._embed_rules(rules))
@@ -133,6 +147,7 @@ class Guardrail:
         device: str | None = None,
         config: GuardConfig | None = None,
         judge: Any = None,
+        rewriter: Rewriter | str | Path | None = None,
         **settings: Any,
     ) -> Guardrail:
         """Load a guard from a model folder and check that it works.
@@ -145,6 +160,8 @@ class Guardrail:
             config: settings, as a whole.
             judge: gives a second opinion where the encoder is unsure: a function from messages to
                 text, a LangChain chat model, or whatever `guardrail.judges.as_judge` returns.
+            rewriter: writes replies in place of unsafe ones; the folder of a trained rewrite model, or
+                anything with its `rewrite`. None for none: such replies are then composed.
             settings: or single fields of `GuardConfig`, e.g. `caution_threshold=0.8`.
 
         Raises:
@@ -164,6 +181,8 @@ class Guardrail:
             calibration=artifact.calibration,
             config=config,
             judge=judge,
+            relevance=RELEVANCE_FOLDER,
+            rewriter=rewriter,
         )
         guard._folder = folder
         guard._fingerprint = artifact.manifest.encoder
@@ -263,6 +282,7 @@ class Guardrail:
                 change.
         """
         guard = copy.copy(self)
+        guard._repairer = None
         guard.config = GuardConfig.of(**(self.config.model_dump() | settings))
         if guard.config.threads != self.config.threads:
             raise ConfigError(
@@ -355,12 +375,17 @@ class Guardrail:
         return [(known.rules[position], cosine) for position, cosine in hits]
 
     @property
-    def composer(self) -> Composer:
-        """Composes replies from rules; made when it is first needed."""
+    def repairer(self) -> Repairer:
+        """Proposes and scores replies in place of unsafe ones; its models are loaded on their first use."""
         with self._lock:
-            if self._composer is None:
-                self._composer = Composer(self.rules)
-            return self._composer
+            if self._repairer is None:
+                self._repairer = Repairer(
+                    Composer(self.rules),
+                    relevance=self._relevance,
+                    rewriter=self._rewriter,
+                    samples=self.config.rewrite_samples,
+                )
+            return self._repairer
 
     def wrap(
         self,
@@ -399,6 +424,26 @@ class Guardrail:
         from .middleware import agenerate
 
         return await agenerate(self, llm, messages, *args, on_intervention=on_intervention, **kwargs)
+
+    def repair(self, messages: Messages, draft: str = "") -> GuardedReply:
+        """Return a reply to show in place of a draft, whatever this guard thinks of the draft.
+
+        No LLM is called: the reply comes from the rewrite model, if there is one, else it is composed.
+
+        Args:
+            messages: the conversation, without the draft.
+            draft: the reply that must not be shown; "" if there is none.
+
+        Raises:
+            InputError: the messages cannot be read.
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        from .session import Session
+
+        session = Session(self, messages)
+        session.replace(draft)
+        assert session.result is not None
+        return session.result
 
     def rank_rules(self, messages: Messages, k: int = 5) -> tuple[RuleMatch, ...]:
         """Return the k rules that the last turn most likely breaks, flagged or not, likeliest first.
@@ -597,6 +642,43 @@ def _band(fitted: Band | None, thresholds: Thresholds, config: GuardConfig) -> B
     if low > high:
         raise ConfigError(f"expected uncertain_low <= uncertain_high, got {low:g} and {high:g}; set both")
     return Band(low=low, high=high)
+
+
+def _lazy_relevance(given: Relevance | str | Path | None, threads: int) -> Lazy[Relevance] | None:
+    if given is None:
+        return None
+    if not isinstance(given, str | Path):
+        return Lazy(lambda: given)
+    folder = _model_in(Path(given), "relevance.json")
+
+    def load() -> Relevance:
+        from .relevance import OnnxRelevance  # here: only a repair needs it
+
+        return OnnxRelevance(folder, threads=threads)
+
+    return Lazy(load)
+
+
+def _lazy_rewriter(given: Rewriter | str | Path | None) -> Lazy[Rewriter] | None:
+    if given is None:
+        return None
+    if not isinstance(given, str | Path):
+        return Lazy(lambda: given)
+    folder = _model_in(Path(given), "rewriter.json")
+
+    def load() -> Rewriter:
+        from .rewriter import TransformersRewriter  # here: only a repair needs it, and it needs torch
+
+        return TransformersRewriter.load(folder, threads=1)
+
+    return Lazy(load)
+
+
+def _model_in(folder: Path, description: str) -> Path:
+    """Return the folder; a wrong path must show when the guard is made, not at the first repair."""
+    if not (folder / description).is_file():
+        raise ArtifactError(f"expected a model folder with {description} at {folder}, found none")
+    return folder
 
 
 def _second_opinion(judge: Any, config: GuardConfig) -> SecondOpinion | None:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .relevance import Relation
+    from .rewrite_format import RewriteInput
+    from .types import Turn
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
@@ -53,4 +57,20 @@ class Encoder(Protocol):
 
     def encode(self, windows: Sequence[Sequence[int]]) -> EncoderOutput:
         """Run the model on windows of ids, special tokens included."""
+        ...
+
+
+class Relevance(Protocol):
+    """Reads a statement, a rule of thumb or a reply, together with a conversation."""
+
+    def relations(self, turns: Sequence[Turn], statements: Sequence[str]) -> list[Relation]:
+        """Return, for each statement, how it relates to the conversation."""
+        ...
+
+
+class Rewriter(Protocol):
+    """Writes replies that are fit to send."""
+
+    def rewrite(self, item: RewriteInput, *, count: int, seconds: float | None) -> Sequence[str]:
+        """Return up to `count` candidates, in at most about `seconds`."""
         ...

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from .artifact import visible_files
 from .encoder import finite
-from .errors import ArtifactError, ConfigError, MissingDependencyError, ModelError
+from .errors import ArtifactError, MissingDependencyError, ModelError
 from .protocols import EncoderOutput, TokenizedText
 from .tokenizer import TextTokenizer
 
 try:
     import torch
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
+
+    from .torch_tools import device_of, no_progress_bar
 except ImportError as error:
     raise MissingDependencyError("sentence-transformers", "train") from error
 
@@ -64,7 +64,7 @@ class TorchEncoder:
         self.max_tokens = max_tokens
         self._tokenizer = TextTokenizer(folder / "tokenizer.json")
         self.cls_id, self.sep_id = self._tokenizer.cls_id, self._tokenizer.sep_id
-        self._device = _device(device)
+        self._device = device_of(device)
         self._model = load_model(folder, self._device)
         self._pad_id = int(self._model[0].tokenizer.pad_token_id or 0)
         self._check(folder)
@@ -125,17 +125,6 @@ class TorchEncoder:
             raise ArtifactError(f"expected outputs of shapes {expected} from {folder}, got {shapes}")
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:  # AssertionError without CUDA, RuntimeError for an unknown name
-        raise ConfigError(f"expected a device that torch has here, got {name!r}; try 'cpu'") from error
-    return device
-
-
 def load_model(folder: Path, device: torch.device) -> SentenceTransformer:
     """Return a trained model from disk: safetensors only, no remote code, in fp32.
 
@@ -144,7 +133,7 @@ def load_model(folder: Path, device: torch.device) -> SentenceTransformer:
     """
     _refuse_unsafe(folder)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             return SentenceTransformer(
                 str(folder),
                 device=str(device),
@@ -154,18 +143,6 @@ def load_model(folder: Path, device: torch.device) -> SentenceTransformer:
             ).eval()
     except Exception as error:  # json, safetensors and torch errors alike
         raise ArtifactError(f"expected a sentence-transformers model in {folder}, cannot load it") from error
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing one on the host program's terminal."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _refuse_unsafe(folder: Path) -> None:

@@ -25,7 +25,8 @@ from pydantic import Field
 
 from guardrail.conversation import read_reply
 from guardrail.errors import InputError, MissingDependencyError
-from guardrail.middleware import GuardedReply, agenerate, generate
+from guardrail.middleware import agenerate, generate
+from guardrail.outcome import GuardedReply
 from guardrail.pipeline import Guardrail
 from guardrail.types import Verdict
 
@@ -248,7 +249,12 @@ class _Inner:
 
     def shown(self, reply: GuardedReply) -> AIMessage:
         """Return the message that the user may see: the draft as it is, or one with nothing of it."""
-        facts = {"guardrail": {name: fact for name, fact in reply.to_dict().items() if name != "text"}}
+        found = {name: fact for name, fact in reply.to_dict().items() if name != "text"}
+        # `attempt_texts` keeps rejected drafts for the app's own eyes; this message goes to the user.
+        found["attempts"] = [
+            {k: v for k, v in attempt.items() if k != "text"} for attempt in found["attempts"]
+        ]
+        facts = {"guardrail": found}
         draft = self._draft
         if draft is None:
             return AIMessage(content=reply.text, response_metadata=facts)

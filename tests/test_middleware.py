@@ -28,8 +28,9 @@ from fakes import (
 from guardrail import Action, ConfigError, Guardrail, InputError, ModelError, Rule
 from guardrail.compose import NEUTRAL, UNAVAILABLE, Composer
 from guardrail.config import GuardConfig
-from guardrail.middleware import add_guidance, agenerate, generate, wrap
-from guardrail.rules import load_bank
+from guardrail.guidance import add_guidance
+from guardrail.middleware import agenerate, generate, wrap
+from guardrail.rules import load_bank, load_general
 
 TOUCHING = "beer for a short way, however"
 CASUAL = "had beer with my sister"
@@ -178,16 +179,40 @@ def test_the_composed_reply_is_judged_in_its_context(run):
     assert not result.verdict_out.flagged
 
 
+class FlagsAllButNeutral(WordEncoder):
+    """Finds every reply unsafe except the neutral sentence; users are judged as ever."""
+
+    def encode(self, windows):
+        output = super().encode(windows)
+        for row, window in enumerate(windows):
+            replies = word_id("assistant") in window[: window.index(self.sep_id)]
+            if replies and word_id("further") not in window:
+                output.level_logits[row] = [0.0, 6.0, -8.0]
+        return output
+
+
 def test_where_composed_replies_are_unfit_the_neutral_sentence_is_shown(run):
+    guard = Guardrail(FlagsAllButNeutral(), [DRIVING])
+    result = run(guard, ScriptedLLM(UNSAFE_REPLY), CASUAL)
+
+    assert result.text == NEUTRAL
+    composed = [attempt.flagged for attempt in result.attempts if attempt.strategy == "composed"]
+    assert composed == [True] * (len(composed) - 1) + [False]
+    assert len(composed) >= 3  # the rule, what may be said of anything, the neutral sentence
+
+
+def test_a_rule_that_is_unfit_to_be_said_gives_way_to_what_may_be_said_of_anything(run):
     # Its text has "drive" and "beer" and no warning word: the fake encoder flags it as a reply.
     blunt = Rule.model_validate({"id": "blunt", "rule": "Never drive after beer."})
     result = run(Guardrail(WordEncoder(), [blunt]), ScriptedLLM(UNSAFE_REPLY), CASUAL)
 
-    assert result.text == NEUTRAL
     assert [(a.strategy, a.flagged) for a in result.attempts[-2:]] == [
         ("composed", True),
         ("composed", False),
     ]
+    general = load_general()
+    assert any(sentence in result.text for sentence in general["concerns"])
+    assert any(sentence in result.text for sentence in general["offers"])
 
 
 def test_a_blank_reply_is_made_again(run):
@@ -375,7 +400,7 @@ def test_a_hanging_llm_under_async_is_left_at_the_deadline(kind):
     result, seconds = asyncio.run(main())
     assert seconds < 3
     assert result.strategy == "composed"
-    assert DRIVING.text in result.text
+    assert not result.verdict_out.flagged
     assert cancelled == ([True] if kind == "async" else [])
 
 
@@ -710,14 +735,28 @@ def test_the_same_inputs_give_the_same_composed_words(run):
     assert run(make_guard(), ScriptedLLM(UNSAFE_REPLY), CASUAL + " and my aunt").text != first
 
 
-def test_fifty_contexts_give_fifty_texts_that_name_their_rules():
+def test_fifty_contexts_give_fifty_texts_of_what_was_written_for_their_rules():
     bank = load_bank()
     composer = Composer(bank)
     chosen = bank[:: len(bank) // 50][:50]
     texts = [composer.compose(rule, rule.violations[0].turns) for rule in chosen]
 
     assert len(set(texts)) == 50
-    assert all(rule.text in text for rule, text in zip(chosen, texts, strict=True))
+    for rule, text in zip(chosen, texts, strict=True):
+        assert any(sentence in text for sentence in rule.concerns), rule.id
+        assert any(sentence in text for sentence in rule.offers), rule.id
+
+
+def test_fifty_contexts_without_a_rule_give_fifty_texts():
+    composer = Composer(load_bank())
+
+    assert len({composer.general([f"context {number}"]) for number in range(50)}) == 50
+
+
+def test_a_rule_without_sentences_of_its_own_is_said_itself():
+    text = Composer(load_bank()).compose(DRIVING, [UNSAFE])
+
+    assert DRIVING.text in text
 
 
 def test_the_violations_of_one_rule_rarely_get_the_same_words():

@@ -68,7 +68,7 @@ def test_mic_leaves_mild_breaches_out_and_counts_broken_rows(mic):
     report = LoadReport()
     assert len(load_examples(mic, ["mic"], "train", report=report)) == 2
     assert set(report.reasons["mic"]) == {
-        "MIC.csv, row 6: A_agree, rot-agree or violation-severity is out of range",
+        "MIC.csv, row 6: A_agrees, rot-agree or violation-severity is out of range",
         "MIC.csv, row 7: split is not train, dev or test",
     }
     assert not any("Broken" in reason for reason in report.reasons["mic"])

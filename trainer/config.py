@@ -1,10 +1,10 @@
-"""Settings of an encoder training: defaults, a TOML file, options, in this order."""
+"""Settings of a training: how they are read, and those of the encoder."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -19,7 +19,38 @@ Weight = Annotated[float, Field(ge=0)]
 Collected = TypeVar("Collected", dict[str, int], list[str])
 
 
-class EncoderConfig(BaseModel):
+class Recipe(BaseModel):
+    """Settings of a training, read from defaults, a TOML file and options, in this order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def read(cls, path: Path | None = None, **options: Any) -> Self:
+        """Read a TOML file and lay the given options over it.
+
+        Args:
+            path: TOML file, or None for the defaults.
+            options: values by name; None means "not given".
+
+        Raises:
+            ConfigError: the file cannot be read, a name is unknown or a value out of range.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise ConfigError(f"expected a readable TOML file at {path}, got: {error}") from error
+        values |= {name: value for name, value in options.items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"training setting {name!r}: {first['msg']}, got {first['input']!r}") from error
+
+
+class EncoderConfig(Recipe):
     """Everything that decides what comes out of `guardrail train encoder`.
 
     Attributes:
@@ -61,8 +92,6 @@ class EncoderConfig(BaseModel):
         save_steps: steps between two checkpoints.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     base: str = "minilm"
     seed: int = 13
     epochs: Positive = 3
@@ -99,28 +128,3 @@ class EncoderConfig(BaseModel):
         if unknown:
             raise ValueError(f"expected names of sources ({', '.join([*SOURCES, *OWN])}), not {unknown[0]!r}")
         return names
-
-    @classmethod
-    def read(cls, path: Path | None = None, **options: Any) -> EncoderConfig:
-        """Read a TOML file and lay the given options over it.
-
-        Args:
-            path: TOML file, or None for the defaults.
-            options: values by name; None means "not given".
-
-        Raises:
-            ConfigError: the file cannot be read, a name is unknown or a value out of range.
-        """
-        values: dict[str, Any] = {}
-        if path is not None:
-            try:
-                values = tomllib.loads(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-                raise ConfigError(f"expected a readable TOML file at {path}, got: {error}") from error
-        values |= {name: value for name, value in options.items() if value is not None}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise ConfigError(f"training setting {name!r}: {first['msg']}, got {first['input']!r}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,24 +47,70 @@ class DataSplit:
     contrary: dict[str, str] = field(repr=False, default_factory=dict)
 
 
-def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[Example], list[Twin]]:
-    """Return our own dialogues, and the twins of bank and pairs, of one split.
+@dataclass(frozen=True, slots=True)
+class OwnWriting:
+    """Everything of our own writing, and what stays together when it is split.
 
     A rule with all its dialogues, and a pair with both its versions, is in one split only; so is
     whatever stands under a rule that says nearly the same.
+
+    Attributes:
+        examples: dialogues of the bank and harmless talk.
+        twins: of the bank's near misses and of the pairs.
+        family: from a group to its family.
     """
+
+    examples: list[Example] = field(repr=False)
+    twins: list[Twin] = field(repr=False)
+    family: dict[str, str] = field(repr=False)
+
+    def split_of(self, group: str) -> Split:
+        """Return the split that a group is in."""
+        return loaders.split_of(self.family.get(group, group), test=OWN_TEST, val=OWN_VAL)
+
+    def part(self, split: Split) -> tuple[list[Example], list[Twin]]:
+        """Return the examples and the twins of one split."""
+        return (
+            [example for example in self.examples if self.split_of(example.group) == split],
+            [twin for twin in self.twins if self.split_of(twin.group) == split],
+        )
+
+    def rule_splits(self, more: Iterable[str] = ()) -> dict[str, Split]:
+        """Return the split of each rule, by its text.
+
+        Args:
+            more: rules that stand elsewhere. One that says nearly the same as known ones goes with them,
+                and is left out if those are in different splits.
+        """
+        items: list[Example | Twin] = [*self.examples, *self.twins]
+        known = {item.rule: self.split_of(item.group) for item in items if item.rule}
+        new = sorted(set(more) - known.keys())
+        if not new:
+            return known
+        texts = [*known, *new]
+        family = families(texts, texts)
+        taken: dict[str, set[Split]] = defaultdict(set)
+        for rule, split in known.items():
+            taken[family[rule]].add(split)
+        for rule in new:
+            found = taken.get(family[rule]) or {self.split_of(family[rule])}
+            if len(found) == 1:
+                known[rule] = min(found)
+        return known
+
+
+def read_own(rules: tuple[Rule, ...] | None = None) -> OwnWriting:
+    """Return everything of our own writing; `rules` are the bank, None for ours."""
     bank, near_misses = loaders.load_bank(load_bank() if rules is None else rules)
     pairs = loaders.load_pairs(PAIRS) + loaders.load_situations(SITUATIONS)
-
     ruled = [(item.group, item.rule) for items in (bank, pairs) for item in items if item.rule]
     family = families([group for group, _ in ruled], [rule for _, rule in ruled])
+    return OwnWriting(bank + loaders.load_casual(CASUAL), near_misses + pairs, family)
 
-    def mine(group: str) -> bool:
-        return loaders.split_of(family.get(group, group), test=OWN_TEST, val=OWN_VAL) == split
 
-    twins = [twin for twin in near_misses + pairs if mine(twin.group)]
-    examples = bank + loaders.load_casual(CASUAL)
-    return [example for example in examples if mine(example.group)], twins
+def load_own(split: Split, rules: tuple[Rule, ...] | None = None) -> tuple[list[Example], list[Twin]]:
+    """Return our own dialogues, and the twins of bank and pairs, of one split; see `OwnWriting`."""
+    return read_own(rules).part(split)
 
 
 def require_dialogues(rules: tuple[Rule, ...]) -> None:

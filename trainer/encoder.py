@@ -8,10 +8,8 @@ the conversation does, in the space of rules), normalisation.
 from __future__ import annotations
 
 import json
-import platform
 import re
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -27,16 +25,16 @@ from sentence_transformers import (
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
-from transformers import TrainerCallback
 
 from guardrail.artifact import TORCH_FOLDER, trained_run
 from guardrail.errors import ConfigError, MissingDependencyError
 
 from .config import EncoderConfig
+from .history import History, environment, plot_curves
 from .mix import TrainingRows
 from .objectives import LevelObjective, NormObjective, RuleContrast, TwinObjective
 from .processes import is_first, process_count
-from .resume import CONFIG, HISTORY, checkpoint_of, cut_history, step_of
+from .resume import CONFIG, checkpoint_of, cut_history, step_of
 from .sampling import LengthGroupedBatchSampler, SameSetBatchSampler
 
 HIDDEN = 256
@@ -206,7 +204,7 @@ def train(
         args=arguments,
         train_dataset=datasets,
         loss=objectives,
-        callbacks=[_History(run, model, evaluate)],
+        callbacks=[History(run, model, None if evaluate is None else partial(evaluate, model))],
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
@@ -260,74 +258,3 @@ def _objectives(
 def _word_embeddings(model: SentenceTransformer) -> nn.Module:
     embeddings: nn.Module = model[0].model.get_input_embeddings()
     return embeddings
-
-
-class _History(TrainerCallback):  # type: ignore[misc]  # untyped library
-    """Writes losses and, after each epoch, the caller's figures to `history.jsonl`."""
-
-    def __init__(
-        self,
-        run: Path,
-        model: SentenceTransformer,
-        evaluate: Callable[[SentenceTransformer], dict[str, float]] | None,
-    ) -> None:
-        self.path = run / HISTORY
-        self.model = model
-        self.evaluate = evaluate
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """Append the trainer's own figures."""
-        self._append(state, logs or {})
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Append the validation figures."""
-        if self.evaluate is not None and state.is_world_process_zero:
-            self.model.eval()
-            self._append(state, self.evaluate(self.model))
-            self.model.train()
-
-    def _append(self, state: Any, figures: dict[str, Any]) -> None:
-        if not state.is_world_process_zero:
-            return
-        row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 3), **figures}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def plot_curves(run: Path) -> Path:
-    """Draw loss and validation figures of `history.jsonl` into `curves.png`; return its path."""
-    import matplotlib  # here, so that its figures never need a display
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in (run / HISTORY).read_text(encoding="utf-8").splitlines()]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
-    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    left.plot(*zip(*losses, strict=True) if losses else ((), ()))
-    left.set(title="training loss", xlabel="step")
-    names = sorted({name for row in rows for name in row if name.startswith("val/")})
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        right.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("val/"))
-    right.set(title="validation", xlabel="step")
-    if names:
-        right.legend(fontsize=6)
-    figure.tight_layout()
-    figure.savefig(run / "curves.png", dpi=110)
-    pyplot.close(figure)
-    return run / "curves.png"
-
-
-def environment() -> dict[str, str]:
-    """Return versions and the git commit that a run was made with; no commit where git has none."""
-    packages: Sequence[str] = ("torch", "transformers", "sentence-transformers", "numpy", "onnxruntime")
-    versions = {name: metadata.version(name) for name in packages}
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        commit = found.stdout.strip()
-    except OSError:  # git is not installed
-        commit = ""
-    return {"python": platform.python_version(), **versions, "git": commit}

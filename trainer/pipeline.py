@@ -16,7 +16,7 @@ from .encoder import build_model, require_processes, train
 from .mining import with_hard_casual, with_hard_negatives
 from .mix import build_rows
 from .processes import is_first, process_count
-from .resume import checkpoint_of, record_rows, require_rows
+from .resume import checkpoint_of, record_rows, require_rows, summary_of
 from .scoring import torch_scorer
 from .validation import validation_figures
 
@@ -62,10 +62,10 @@ def train_encoder(
         examples = with_hard_casual(examples, model, config)
     rows = build_rows(examples, data.twins, data.norms, config)
     if resume:
-        require_rows(run, rows)
+        require_rows(run, summary_of(rows))
     elif is_first():
         run.mkdir(parents=True, exist_ok=True)
-        record_rows(run, rows)
+        record_rows(run, summary_of(rows))
     if config.hard_negatives:
         rows = with_hard_negatives(rows, model, data.contrary, count=config.hard_negatives, seed=config.seed)
     model = train(

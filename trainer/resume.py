@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
 from guardrail.errors import ConfigError
 
-from .config import EncoderConfig
+from .config import Recipe
 from .mix import TrainingRows
 
 CONFIG = "config.json"
@@ -18,7 +19,7 @@ ROWS = "rows.json"
 STATE = "trainer_state.json"
 
 
-def checkpoint_of(run: Path, config: EncoderConfig) -> Path:
+def checkpoint_of(run: Path, config: Recipe) -> Path:
     """Return the newest whole checkpoint of a run.
 
     Args:
@@ -50,10 +51,10 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _require_recipe(run: Path, config: EncoderConfig) -> None:
+def _require_recipe(run: Path, config: Recipe) -> None:
     path = run / CONFIG
     try:
-        recorded = EncoderConfig.model_validate_json(path.read_bytes())
+        recorded = type(config).model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"expected the run's recipe in {path}, it cannot be read; start in a new folder"
@@ -73,12 +74,12 @@ def summary_of(rows: TrainingRows) -> dict[str, object]:
     return {**rows.counts(), "sha256": sha256(texts.encode()).hexdigest()}
 
 
-def record_rows(run: Path, rows: TrainingRows) -> None:
-    """Write down which rows a run trains on."""
-    (run / ROWS).write_text(json.dumps(summary_of(rows)), encoding="utf-8")
+def record_rows(run: Path, summary: Mapping[str, object]) -> None:
+    """Write down which rows a run trains on: how many of each kind, and a digest of them all."""
+    (run / ROWS).write_text(json.dumps(summary), encoding="utf-8")
 
 
-def require_rows(run: Path, rows: TrainingRows) -> None:
+def require_rows(run: Path, summary: Mapping[str, object]) -> None:
     """Check that a run is resumed on the rows that it was started with.
 
     Raises:
@@ -88,10 +89,9 @@ def require_rows(run: Path, rows: TrainingRows) -> None:
         recorded = json.loads((run / ROWS).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # nothing to compare with
         return
-    now = summary_of(rows)
-    if any(recorded.get(name, value) != value for name, value in now.items()):
+    if any(recorded.get(name, value) != value for name, value in summary.items()):
         counts = ", ".join(
-            f"{name} {recorded.get(name)}, now {count}" for name, count in rows.counts().items()
+            f"{name} {recorded.get(name)}, now {count}" for name, count in summary.items() if name != "sha256"
         )
         raise ConfigError(
             f"expected the rows that the run was started with, got others ({counts}); resume with the same "

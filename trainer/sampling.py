@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetDefaultBatchSampler
+
+CHUNK = 64  # batches that are shuffled together before they are sorted by length
 
 
 class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # untyped library
@@ -16,8 +18,6 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # u
     With p processes a batch holds the rows of all of them, p times as many; `SameSetBatchSampler`
     shares them out.
     """
-
-    CHUNK = 64  # batches that are shuffled together before they are sorted by length
 
     def __init__(
         self,
@@ -40,17 +40,26 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):  # type: ignore[misc]  # u
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        chunk = self.CHUNK * self.batch_size
-        batches: list[list[int]] = []
-        for start in range(0, len(order), chunk):
-            members = sorted(order[start : start + chunk], key=self.lengths.__getitem__)
-            batches += [members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)]
-        if self.drop_last:
-            batches = [batch for batch in batches if len(batch) == self.batch_size]
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[index]
+        batches = length_grouped(self.lengths, self.batch_size, seed=self.seed + self.epoch)
+        yield from (batch for batch in batches if not self.drop_last or len(batch) == self.batch_size)
+
+
+def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
+    """Return batches of about equal length, in random order; one may be short.
+
+    Args:
+        lengths: of the rows.
+        batch_size: rows of a batch.
+        seed: the same one gives the same batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    chunk = CHUNK * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(order), chunk):
+        members = sorted(order[start : start + chunk], key=lengths.__getitem__)
+        batches += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 class SameSetBatchSampler(MultiDatasetDefaultBatchSampler):  # type: ignore[misc]  # untyped library

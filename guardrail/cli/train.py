@@ -5,19 +5,27 @@ Type checkers do not see that the folder trainer/ installs as guardrail.trainer,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError
-from .extra import DATA_ENV, Data, rules_of, stdout_kept, train_extra
+from .extra import (
+    Data,
+    Sources,
+    names_of,
+    print_figures,
+    refuse_trained,
+    rules_of,
+    stdout_kept,
+    train_extra,
+)
 from .options import AsJson
 from .output import EXIT_CODES, print_json
+from .train_relevance import relevance
+from .train_rewriter import rewriter
 
-Sources = Annotated[str | None, typer.Option(metavar="A,B", help="Public sets. Default: all.")]
 ThresholdSources = Annotated[
     str | None,
     typer.Option(
@@ -85,8 +93,8 @@ def encoder(
         max_steps=max_steps,
     )
     own_rules = rules_of(rules)
-    names = _names(sources, data)
-    _refuse_trained(out, resume=resume)
+    names = names_of(sources, data)
+    refuse_trained(out, resume=resume)
     figures: dict[str, Any] = {}
     with train_extra(), stdout_kept(as_json):
         from guardrail.trainer.data import (  # type: ignore[import-not-found, unused-ignore]
@@ -110,7 +118,7 @@ def encoder(
     if as_json:
         print_json({"run": str(out), "model": None if model is None else str(model), "figures": figures})
         return
-    _print_figures(figures)
+    print_figures(figures)
     typer.echo(
         f"trained {out}" if model is None else f"trained {model}; try: guardrail check --model {model} TEXT"
     )
@@ -136,8 +144,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model folder from a run: encoder, rules, calibration for this very format, manifest."""
-    own_rules, names = rules_of(rules), _names(sources, data)
-    thresholds = _names(threshold_sources, data, "--threshold-sources")
+    own_rules, names = rules_of(rules), names_of(sources, data)
+    thresholds = names_of(threshold_sources, data, "--threshold-sources")
     with train_extra(), stdout_kept(as_json):
         from guardrail.trainer.finalize import finalize  # type: ignore[import-not-found, unused-ignore]
 
@@ -155,7 +163,7 @@ def export(
     if as_json:
         print_json({"run": str(run), "model": str(out), "figures": figures})
         return
-    _print_figures(figures)
+    print_figures(figures)
     typer.echo(f"wrote {out}; try: guardrail check --model {out} TEXT")
 
 
@@ -183,8 +191,8 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Fit calibration and thresholds again, on validation data; the model stays as it is."""
-    own_rules, names = rules_of(rules), _names(sources, data)
-    thresholds = _names(threshold_sources, data, "--threshold-sources")
+    own_rules, names = rules_of(rules), names_of(sources, data)
+    thresholds = names_of(threshold_sources, data, "--threshold-sources")
     with train_extra(), stdout_kept(as_json):
         from guardrail.trainer.refit import refit  # type: ignore[import-not-found, unused-ignore]
 
@@ -201,36 +209,9 @@ def calibrate(
     if as_json:
         print_json({"model": str(folder), "figures": figures})
         return
-    _print_figures(figures)
+    print_figures(figures)
     typer.echo(f"calibrated {folder}")
 
 
-def _names(text: str | None, data: Path | None, option: str = "--sources") -> list[str] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"expected {option} as names with commas between them, got none")
-    if data is None:
-        raise InputError(f"expected --data or {DATA_ENV} with {option}, got neither; where are the sets?")
-    return names
-
-
-def _refuse_trained(run: Path, *, resume: bool) -> None:
-    """Refuse to write over a training: it may have taken hours."""
-    if not resume and ((run / "model").exists() or any(run.glob("checkpoint-*"))):
-        raise ConfigError(
-            f"expected a new folder for the run, {run} holds a training; "
-            f"go on with --resume, or choose another folder"
-        )
-
-
-def _print_figures(figures: Mapping[str, Any]) -> None:
-    if figures:
-        from .render import print_table
-
-        print_table(("figure", "value"), [(name, _figure(value)) for name, value in figures.items()])
-
-
-def _figure(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+app.command()(rewriter)
+app.command()(relevance)

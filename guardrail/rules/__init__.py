@@ -1,6 +1,6 @@
 """Rules of thumb: schema, loader, and our own bank as JSONL files."""
 
-from .loader import as_rule, check_rules, load_bank, read_rules, rules_digest
+from .loader import as_rule, check_rules, load_bank, load_general, read_rules, rules_digest
 from .schema import AuthoredReply, Dialogue, Rule, Violation
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "as_rule",
     "check_rules",
     "load_bank",
+    "load_general",
     "read_rules",
     "rules_digest",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ def load_bank() -> tuple[Rule, ...]:
     for path in sorted(BANK_FOLDER.glob("*.jsonl")):
         rules.extend(read_rules(path))
     return _unique(rules)
+
+
+@cache
+def load_general() -> Mapping[str, tuple[str, ...]]:
+    """Return sentences for replies in which no rule is spoken of, by kind.
+
+    "said", "asked": leads that quote what the user stated or asked, with `{quote}`; "plain": leads that do
+    not; "concerns" and "offers"; "grave_concerns" and "grave_offers", for when somebody may come to harm.
+    """
+    rows = json.loads((BANK_FOLDER / "general.json").read_text(encoding="utf-8"))
+    return {kind: tuple(sentences) for kind, sentences in rows.items()}
 
 
 def read_rules(path: str | Path) -> tuple[Rule, ...]:

@@ -10,6 +10,7 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Turns = Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
 Severity = Literal["needs_caution", "needs_intervention"]
 Foundation = Literal["care", "fairness", "liberty", "loyalty", "authority", "sanctity"]
+Sentences = Annotated[tuple[Text, ...], Field(max_length=64)]
 
 
 def _one_line(text: str) -> str:
@@ -53,6 +54,9 @@ class Rule(BaseModel):
         violations: dialogues whose last turn breaks the rule.
         near_misses: dialogues that share topic and words and are fine.
         replies: for a violation (`to` is its position) what to say instead.
+        concerns: sentences that say what is at stake, true in any conversation that breaks the rule,
+            whoever the user is: a reply is composed of one of these and one offer.
+        offers: workable other ways, or questions that open one, in any such conversation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -65,6 +69,8 @@ class Rule(BaseModel):
     violations: tuple[Violation, ...] = ()
     near_misses: tuple[Dialogue, ...] = ()
     replies: tuple[AuthoredReply, ...] = ()
+    concerns: Sentences = ()
+    offers: Sentences = ()
 
     @model_validator(mode="after")
     def _replies_point_to_violations(self) -> Rule:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from guardrail.errors import ArtifactError
 from guardrail.types import Role, Turn
@@ -28,7 +28,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _T = TypeVar("_T")
-_L = TypeVar("_L", Example, Twin)
+_G = TypeVar("_G", bound="Grouped")
 _ROW_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 _REASONS_KEPT = 5
 
@@ -38,6 +38,14 @@ _MARKUP = re.compile(r"~~|^\s*>+(?=[\s\w])|(?<!\S)\^+(?=\w)|[\u200b\u2060\ufeff\
 _NOT_ALNUM = re.compile(r"[\W_]+")
 _LOOSE_MARK = re.compile(r"\s+([,.!?;])")
 _LOOSE_APOSTROPHE = re.compile(r"(\w)\s?['\u2019]\s?(s|t|m|d|re|ve|ll)\b", re.IGNORECASE)
+
+
+class Grouped(Protocol):
+    """What belongs to a group that is never in two splits."""
+
+    @property
+    def group(self) -> str:
+        """Name of the group."""
 
 
 class BrokenRow(ValueError):
@@ -163,7 +171,7 @@ class Job:
         """Return the name of the group that texts belong to: source and a digest, never the text."""
         return f"{self.source}:{digest(*parts)}"
 
-    def hashed(self, items: Iterable[_L], *, test: float = 0.0, val: float = 0.1) -> Iterator[_L]:
+    def hashed(self, items: Iterable[_G], *, test: float = 0.0, val: float = 0.1) -> Iterator[_G]:
         """Keep the items whose group falls into this split: `test` of all, then `val` of the rest."""
         return (item for item in items if split_of(item.group, test=test, val=val) == self.split)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from guardrail.types import Level
@@ -193,20 +194,44 @@ def toxichat_twins(job: Job) -> Iterator[Twin]:
     yield from contrasts(fair, "same_thread")
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A judged turn of ProsocialDialog with the answer that was written to it."""
+
+    example: Example
+    reply: str = field(repr=False)
+    rules: tuple[str, ...] = field(repr=False)
+
+    @property
+    def group(self) -> str:
+        """Group of the dialogue."""
+        return self.example.group
+
+
 def prosocial(job: Job) -> Iterator[Example]:
     """Yield ProsocialDialog: first turns, the example dialogues and, where given, the full files.
 
     The full set is read if its published `train.json`, `valid.json` and `test.json` lie in the folder.
     """
-    full = {"train": "train", "val": "valid", "test": "test"}[job.split]
-    if job.find(f"prosocial_dialog/{full}.json") is not None:
-        rows = job.json_lines(f"prosocial_dialog/{full}.json", lambda row: [_prosocial_fields(row)])
-        yield from _prosocial_dialogues(job, f"prosocial_dialog/{full}.json", rows)
+    yield from (item.example for item in _prosocial_full(job))
     few: list[Example] = [
         *job.lines("prosocial_dialog/first_turns.tsv", lambda line: _prosocial_line(job, line), header=True),
-        *_prosocial_samples(job),
+        *(item.example for item in _prosocial_samples(job)),
     ]
     yield from job.hashed(few, test=PROSOCIAL_TEST)
+
+
+def prosocial_answered(job: Job) -> Iterator[Answered]:
+    """Yield what `prosocial` does where an answer goes with it."""
+    yield from _prosocial_full(job)
+    yield from job.hashed(_prosocial_samples(job), test=PROSOCIAL_TEST)
+
+
+def _prosocial_full(job: Job) -> Iterator[Answered]:
+    name = {"train": "train", "val": "valid", "test": "test"}[job.split]
+    path = f"prosocial_dialog/{name}.json"
+    if job.find(path) is not None:
+        yield from _prosocial_dialogues(job, path, job.json_lines(path, lambda row: [_prosocial_fields(row)]))
 
 
 def _prosocial_line(job: Job, line: str) -> Example:
@@ -228,7 +253,7 @@ def _prosocial_fields(row: Any) -> dict[str, Any]:
     return {name: row[name] for name in names}
 
 
-def _prosocial_samples(job: Job) -> Iterator[Example]:
+def _prosocial_samples(job: Job) -> Iterator[Answered]:
     name = "prosocial_dialog/original_examples.json"
     columns = dict(job.json_items(name, lambda item: item))
     rows = [dict(zip(columns, row, strict=False)) for row in zip(*columns.values(), strict=False)]
@@ -252,17 +277,19 @@ def _converted(item: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _prosocial_dialogues(job: Job, name: str, rows: Iterable[list[dict[str, Any]]]) -> Iterator[Example]:
+def _prosocial_dialogues(job: Job, name: str, rows: Iterable[list[dict[str, Any]]]) -> Iterator[Answered]:
     texts: list[str] = []
     current: object = None
 
-    def parse(row: dict[str, Any]) -> Example:
+    def parse(row: dict[str, Any]) -> Answered:
         nonlocal texts, current
         if row["dialogue_id"] != current:
             texts, current = [], row["dialogue_id"]
         history, texts = [*texts, row["context"]], [*texts, row["context"], row["response"]]
-        rule = row["rots"][0] if row["rots"] else ""
-        return _prosocial_example(job, history, row["safety_label"], clean(history[0]), rule)
+        rules = tuple(filter(None, map(clean, row["rots"])))
+        opening = clean(history[0])
+        example = _prosocial_example(job, history, row["safety_label"], opening, rules[0] if rules else "")
+        return Answered(example, clean(row["response"], tokenised=True), rules)
 
     flat = (row for group in rows for row in group)
     yield from job.each(job.path(name), enumerate(flat, 1), parse)

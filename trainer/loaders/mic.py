@@ -1,9 +1,10 @@
 """The Moral Integrity Corpus (Ziems et al. 2022): prompt, a bot's answer, a rule of thumb about it.
 
 The file `MIC.csv` comes from its authors on agreement and is no part of what this library ships or
-trains on. One row per answer and rule of thumb: `Q`, `A`, `rot`, `A_agree` (does the answer disagree
-with the rule, 0, neither, 1, or agree, 2), `rot-agree` (how many people hold it, 1 to 5),
-`violation-severity` (1 to 5), `moral` (foundations joined by "|"), `split` (train, dev, test).
+trains on. One row per answer and rule of thumb: `Q`, `A`, `rot`, `A_agrees` (does the answer disagree
+with the rule, 0, neither, 1, or agree, 2; `A_agree` is read too), `rot-agree` (how many people hold it,
+1 to 5), `violation-severity` (1 to 5), `moral` (foundations joined by "|"), `split` (train, dev, test)
+and, in some releases, `worker_answer` (the answer as the annotator would give it).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _SCALE = 5
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """An answer with one rule of thumb about it; `revised` is "" where nobody wrote a better one."""
+
     question: str = field(repr=False)
     answer: str = field(repr=False)
     rule: str
@@ -36,10 +39,18 @@ class _Row:
     consensus: float
     severity: float
     foundation: str
+    revised: str = field(default="", repr=False)
+
+    @property
+    def breaks_rule(self) -> bool:
+        """True if the answer goes against the rule."""
+        return self.stance == _DISAGREES
 
 
-def _rows(job: Job) -> Iterator[_Row]:
-    def parse(row: dict[str, str]) -> _Row | None:
+def rows_of(job: Job) -> Iterator[Row]:
+    """Yield the rows of the job's split."""
+
+    def parse(row: dict[str, str]) -> Row | None:
         if row["split"] not in _SPLITS:
             raise BrokenRow("split is not train, dev or test")
         if _SPLITS[row["split"]] != job.split:
@@ -47,13 +58,15 @@ def _rows(job: Job) -> Iterator[_Row]:
         question, answer, rule = clean(row["Q"]), clean(row["A"]), clean(row["rot"])
         if not question or not answer or not rule:
             raise BrokenRow("question, answer or rule is empty")
-        stance = int(float(row["A_agree"])) if row["A_agree"] else 1
+        agrees = row["A_agrees"] if "A_agrees" in row else row["A_agree"]
+        stance = int(float(agrees)) if agrees else 1
         consensus = float(row["rot-agree"] or 3) / _SCALE
         severity = float(row["violation-severity"] or 1)
         if stance not in (0, 1, 2) or not 0 < consensus <= 1 or not 1 <= severity <= _SCALE:
-            raise BrokenRow("A_agree, rot-agree or violation-severity is out of range")
+            raise BrokenRow("A_agrees, rot-agree or violation-severity is out of range")
         foundation = (row.get("moral") or "").split("|")[0]
-        return _Row(question, answer, rule, stance, consensus, severity, foundation)
+        revised = clean(row.get("worker_answer") or "")
+        return Row(question, answer, rule, stance, consensus, severity, foundation, revised)
 
     yield from job.csv_rows(FILE, parse)
 
@@ -63,11 +76,11 @@ def mic(job: Job) -> Iterator[Example]:
 
     An answer whose breaches are all mild is left out; of several broken rules the gravest is kept.
     """
-    answers: dict[tuple[str, str], list[_Row]] = defaultdict(list)
-    for row in _rows(job):
+    answers: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows_of(job):
         answers[row.question, row.answer].append(row)
     for (question, answer), rows in answers.items():
-        broken = [row for row in rows if row.stance == _DISAGREES]
+        broken = [row for row in rows if row.breaks_rule]
         grave = max(broken, key=lambda row: row.severity, default=None)
         if grave is not None and grave.severity < _UNSAFE_FROM:
             continue
@@ -81,7 +94,7 @@ def mic(job: Job) -> Iterator[Example]:
         )
 
 
-def _mean(rows: Iterable[_Row]) -> float:
+def _mean(rows: Iterable[Row]) -> float:
     values = [row.consensus for row in rows]
     return sum(values) / len(values)
 
@@ -100,7 +113,9 @@ def load_mic_norms(data_dir: Path, split: Split, report: LoadReport | None = Non
     if job.find(FILE) is None:
         return []
     earlier: dict[Split, tuple[Split, ...]] = {"test": (), "train": ("test",), "val": ("test", "train")}
-    taken = {job.group(row.question) for other in earlier[split] for row in _rows(replace(job, split=other))}
+    taken = {
+        job.group(row.question) for other in earlier[split] for row in rows_of(replace(job, split=other))
+    }
     return [
         NormPair(
             row.question,
@@ -111,6 +126,6 @@ def load_mic_norms(data_dir: Path, split: Split, report: LoadReport | None = Non
             row.foundation,
             row.answer,
         )
-        for row in _rows(job)
+        for row in rows_of(job)
         if job.group(row.question) not in taken
     ]

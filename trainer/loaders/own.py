@@ -40,12 +40,16 @@ def load_bank(rules: Iterable[Rule]) -> tuple[list[Example], list[Twin]]:
 
 def _example(rule: Rule, texts: tuple[str, ...], level: str) -> Example:
     unsafe = level != "casual"
-    turns = _turns(texts)
+    turns = authored_turns(texts)
     return Example(turns, unsafe, rule.id, "bank", level=Level(level), category=rule.domain, rule=rule.text)
 
 
-def _turns(texts: Iterable[str]) -> tuple[Turn, ...]:
-    # Authored turns alternate from the user on; an empty one would swap the speakers, so it breaks the row.
+def authored_turns(texts: Iterable[str]) -> tuple[Turn, ...]:
+    """Return turns that alternate from the user on.
+
+    Raises:
+        BrokenRow: one is empty, which would swap the speakers.
+    """
     cleaned = [clean(text) for text in texts]
     if not cleaned or not all(cleaned):
         raise BrokenRow("a turn is empty")
@@ -62,7 +66,7 @@ def load_pairs(path: Path, report: LoadReport | None = None) -> list[Twin]:
     job = Job(path.parent, "pairs", "train", report=report or LoadReport())
 
     def parse(row: Any) -> Twin:
-        unsafe, safe = _turns(row["unsafe"]["turns"]), _turns(row["safe"]["turns"])
+        unsafe, safe = authored_turns(row["unsafe"]["turns"]), authored_turns(row["safe"]["turns"])
         level = Level(row["unsafe"]["level"])
         return Twin(unsafe, safe, row["rule"], row["id"], job.source, level=level, kind=row["kind"])
 
@@ -79,6 +83,6 @@ def load_casual(path: Path, report: LoadReport | None = None) -> list[Example]:
     job = Job(path.parent, "own_casual", "train", report=report or LoadReport())
 
     def parse(row: Any) -> Example:
-        return Example(_turns(row["turns"]), False, row["id"], job.source, level=Level.CASUAL)
+        return Example(authored_turns(row["turns"]), False, row["id"], job.source, level=Level.CASUAL)
 
     return list(job.json_lines(path.name.removesuffix(".gz"), parse))

@@ -6,7 +6,7 @@ Instead of `messages`: `turns`, a list of texts that alternate from the user on.
 `level` ("casual", "needs_caution", "needs_intervention"); where both are given, they must agree.
 Optional: `rule`, `category`, `weight` (0, 1], `group` (what must stay in one split; default: the first
 turn). Files `own/train.jsonl`, `own/val.jsonl` and `own/test.jsonl` keep their split; any other file is
-split by group.
+split by group, but for `own/replies.jsonl`, which holds replies for the rewrite model.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from ..examples import Example, Twin
 from .common import SPLITS, BrokenRow, Job, clean, contrasts
 
 FOLDER = "own"
+# Replies to learn from: see replies.py.
+REPLIES = "replies.jsonl"
 _ROLES = get_args(Role)
 TEST, VAL = 0.1, 0.1
 
@@ -29,7 +31,7 @@ def own(job: Job) -> Iterator[Example]:
     paths = (job.data_dir / FOLDER).glob("*.jsonl*")
     # A set: a file may lie there both zipped and plain. And no backups, such as train.jsonl.bak.
     names = {name for path in paths if (name := path.name.removesuffix(".gz")).endswith(".jsonl")}
-    for name in sorted(names):
+    for name in sorted(names - {REPLIES}):
         stem = name.split(".")[0]
         if stem in SPLITS and stem != job.split:
             continue
@@ -48,7 +50,7 @@ def example_of(row: Any, job: Job) -> Example:
     Raises:
         BrokenRow: it does not fit the schema.
     """
-    turns = _turns(row)
+    turns = spoken_turns(row)
     if "level" in row:
         level: Level | None = Level(row["level"])
         unsafe = level is not Level.CASUAL
@@ -67,7 +69,12 @@ def example_of(row: Any, job: Job) -> Example:
     return Example(turns, unsafe, group, job.source, level, category, rule, weight)
 
 
-def _turns(row: Any) -> tuple[Turn, ...]:
+def spoken_turns(row: Any) -> tuple[Turn, ...]:
+    """Return the turns of a row with `messages` or `turns`.
+
+    Raises:
+        BrokenRow: the last turn is empty, or a role unknown.
+    """
     if "messages" in row:
         pairs = [(message["role"], clean(message["content"])) for message in row["messages"]]
     else:
