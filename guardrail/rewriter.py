@@ -93,7 +93,7 @@ class TransformersRewriter:
             threads: of one run on a CPU; None takes what torch is set to. More than one can be many times
                 slower where other programs keep the CPU busy.
             int8: on a CPU, quantise the linear layers: two to three times as fast, and not quite the same
-                replies.
+                replies. On any other device it changes nothing.
 
         Raises:
             ArtifactError: the folder is missing, incomplete, altered, holds what it should not, or no model.

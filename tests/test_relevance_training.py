@@ -530,8 +530,9 @@ def test_the_command_neither_overwrites_a_run_nor_goes_on_with_another_recipe(fi
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
     again = command(run, tiny_base, path)
-    other = command(run, tiny_base, path, "--resume", "--seed", "4")
-    lost = command(run.parent / "new", run.parent / "nowhere", path)
+    unread = ["--data", str(run / "no data")]  # these are refused before the data are looked for
+    other = command(run, tiny_base, path, "--resume", "--seed", "4", *unread)
+    lost = command(run.parent / "new", run.parent / "nowhere", path, *unread)
 
     assert (again.exit_code, other.exit_code, lost.exit_code) == (2, 2, 2)
     assert "--resume" in again.stderr

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from guardrail import ArtifactError, ConfigError, MissingDependencyError, ModelError
-from guardrail.rewrite_format import RewriteInput
+from guardrail.rewrite_format import MAX_TURNS, RewriteInput, as_chat
 from guardrail.rewrite_text import recased, whole_sentences
 from guardrail.rewriter import TransformersRewriter
 from guardrail.types import Turn
@@ -33,10 +33,50 @@ ITEM = RewriteInput((Turn("user", "i had four beers and now i drive home ."),), 
         ("It is kind, e.g. this", ""),
         ("", ""),
         ("...", "..."),
+        ("Tu peux, p. ex. écrire", ""),
     ],
 )
 def test_a_sentence_without_end_is_cut(text, expected):
     assert whole_sentences(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("别开车。打车回家吧。明天再", "别开车。打车回家吧。"),
+        ("你还好吗？！我们", "你还好吗？！"),
+        ("运転しないで。タクシーを呼び", "运転しないで。"),
+        ("「行く。」と言った。でも", "「行く。」と言った。"),
+        ("「行く。」と言", ""),
+        ("لا تقد السيارة. هل تسمعني؟ اطلب", "لا تقد السيارة. هل تسمعني؟"),
+        ("آپ گاڑی نہ چلائیں۔ ٹیکسی", "آپ گاڑی نہ چلائیں۔"),
+        ("गाड़ी मत चलाओ। टैक्सी बुलाओ।कल", "गाड़ी मत चलाओ। टैक्सी बुलाओ।"),
+        ("Не садись за руль. Вызови", "Не садись за руль."),
+        ("打车", ""),
+    ],
+)
+def test_a_sentence_of_another_script_has_its_own_end(text, expected):
+    assert whole_sentences(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "别开车，打车回家吧。",
+        "他说：“别开车！”",
+        "（别开车。）",
+        "タクシーを呼びませんか？",
+        "「運転しないで。」",
+        "لا تقد السيارة بعد الشرب.",
+        "هل نطلب سيارة أجرة؟",
+        "آپ گاڑی نہ چلائیں۔",
+        "क्या हम टैक्सी बुलाएँ?",
+        "शराब पीकर गाड़ी मत चलाओ ।",
+        "Não dirija!",
+    ],
+)
+def test_a_whole_sentence_of_any_script_stays_whole(text):
+    assert whole_sentences(text) == text
 
 
 @pytest.mark.parametrize(
@@ -54,6 +94,43 @@ def test_a_sentence_without_end_is_cut(text, expected):
 def test_what_an_uncased_tokenizer_took_away_is_put_back(text, expected):
     assert recased(text) == expected
     assert recased(expected) == expected
+
+
+# ---------------------------------------------------------------- a chat
+
+
+def chat_of(*turns, most=MAX_TURNS):
+    item = RewriteInput(tuple(Turn(role, text) for role, text in turns), ("call a taxi .",), "sure")
+    return [(message["role"], message["content"]) for message in as_chat(item, most)]
+
+
+def test_a_chat_is_one_system_message_and_turns_that_alternate_from_the_user_on():
+    system, *said = chat_of(
+        ("assistant", "hello"),
+        ("tool", "four\nbeers"),
+        ("user", "i drive"),
+        ("user", "home"),
+        ("assistant", "do"),
+        ("assistant", "you"),
+        ("tool", "it is late"),
+    )
+
+    assert system[0] == "system"
+    assert "- call a taxi ." in system[1]
+    assert system[1].endswith("sure")
+    assert said == [("user", "four beers i drive home"), ("assistant", "do you"), ("user", "it is late")]
+
+
+def test_a_chat_that_is_cut_begins_with_the_user():
+    said = chat_of(("user", "one"), ("assistant", "two"), ("user", "three"), most=2)[1:]
+
+    assert said == [("user", "three")]
+
+
+def test_what_the_assistant_alone_said_is_still_answered():
+    said = chat_of(("user", "one"), ("assistant", "two"), ("assistant", "three"), most=2)[1:]
+
+    assert said == [("user", "two three")]
 
 
 # ---------------------------------------------------------------- a model
@@ -136,21 +213,23 @@ def test_random_states_and_threads_of_the_program_are_left_alone(rewriter):
     assert torch.get_num_threads() == threads
 
 
-def test_int8_writes_about_what_fp32_writes(model_folder, rewriter):
+def test_int8_chooses_about_the_tokens_that_fp32_chooses(model_folder, rewriter):
     import torch
 
     from guardrail.rewriter import read_description
     from guardrail.torch_rewriter import load
 
     kind = read_description(model_folder).kind
-    (whole, _), (small, _) = (load(model_folder, kind, "cpu", int8=int8) for int8 in (False, True))
-    ids = torch.arange(5, 17)[None]
+    (whole, tokenizer), (small, _) = (load(model_folder, kind, "cpu", int8=int8) for int8 in (False, True))
+    ids = torch.randint(5, len(tokenizer), (16, 24), generator=torch.Generator().manual_seed(1))
     options = {"decoder_input_ids": ids} if kind == "seq2seq" else {}
     with torch.no_grad():
-        logits, rough = (model(input_ids=ids, **options).logits for model in (whole, small))
+        logits, rough = (model.eval()(input_ids=ids, **options).logits for model in (whole, small))
     fast = TransformersRewriter.load(model_folder, device="cpu", int8=True)
 
     assert 0 < float((logits - rough).abs().max()) < 0.1 * float(logits.abs().max())
+    # By chance one in a hundred; a trained model is surer than these random ones and keeps more.
+    assert float((logits.argmax(-1) == rough.argmax(-1)).float().mean()) > 0.75
     assert drawn(fast) == drawn(fast)
 
 
@@ -161,10 +240,25 @@ def test_no_three_tokens_are_written_twice(rewriter):
         assert len(grams) == len(set(grams))
 
 
-def test_writing_stops_when_the_time_is_over(rewriter):
+def test_writing_stops_when_the_time_is_over_and_the_model_stays_usable(rewriter):
     """The clock is looked at after every token: one is written when there was no time at all."""
-    assert all(len(text.split()) <= 1 for text in rewriter.rewrite(ITEM, count=8, seconds=0.0))
-    assert rewriter.rewrite(ITEM, seconds=600.0) == rewriter.rewrite(ITEM)
+    before = rewriter.rewrite(ITEM, count=8)
+
+    cut = rewriter.rewrite(ITEM, count=8, seconds=0.0)
+
+    assert all(len(text.split()) <= 1 for text in cut)
+    assert in_thread(lambda: rewriter.rewrite(ITEM, count=8, seconds=600.0)) == before
+    assert rewriter.rewrite(ITEM, count=8) == before
+
+
+def in_thread(call):
+    """Return what a call gives in a thread of its own, which must not wait for ever."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    return found[0]
 
 
 class Slow:
@@ -204,20 +298,43 @@ def test_who_waits_for_another_thread_gives_up_in_time(model_folder):
     assert not first.is_alive()
 
 
-def test_what_torch_raises_is_a_model_error_without_text(model_folder):
+class FailsOnce:
+    """A model that writes a token, breaks down, and is well again."""
+
+    def __init__(self, model):
+        self.model, self.left = model, 1
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def eval(self):
+        return self
+
+    def generate(self, **options):
+        if self.left:
+            self.left -= 1
+            self.model.generate(**(options | {"max_new_tokens": 1}))
+            raise RuntimeError("out of memory")
+        return self.model.generate(**options)
+
+
+def test_what_torch_raises_is_a_model_error_without_text_and_the_model_stays_usable(model_folder, rewriter):
+    import torch
+
     from guardrail.rewriter import read_description
     from guardrail.torch_rewriter import load
 
-    class Broken(Slow):
-        def generate(self, **options):
-            raise RuntimeError("out of memory")
-
     description = read_description(model_folder)
     model, tokenizer = load(model_folder, description.kind, "cpu")
+    failing = TransformersRewriter(FailsOnce(model.eval()), tokenizer, description, threads=1)
+    threads = torch.get_num_threads()
 
     with pytest.raises(ModelError, match="rewriter: torch failed") as caught:
-        TransformersRewriter(Broken(model), tokenizer, description).rewrite(ITEM)
+        failing.rewrite(ITEM)
+
     assert "beers" not in str(caught.value)
+    assert torch.get_num_threads() == threads
+    assert in_thread(lambda: failing.rewrite(ITEM, count=8)) == rewriter.rewrite(ITEM, count=8)
 
 
 def test_text_with_special_tokens_and_of_any_length_is_answered(rewriter):

@@ -21,7 +21,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from guardrail import ConfigError, MissingDependencyError  # noqa: E402
 from guardrail.cli import app  # noqa: E402
-from guardrail.rewrite_format import RewriteInput  # noqa: E402
+from guardrail.rewrite_format import MAX_TURNS, RewriteInput  # noqa: E402
 from guardrail.rewrite_tokens import source_ids, texts_of  # noqa: E402
 from guardrail.rewriter import TransformersRewriter  # noqa: E402
 from guardrail.torch_rewriter import WarmStartedBert, write  # noqa: E402
@@ -391,6 +391,101 @@ def test_a_chat_model_reads_its_template(tmp_path):
     assert text.count("<|im_start|>") == 3  # system, user, and the assistant's turn to come
     assert text.endswith("<|im_start|> assistant")
     assert "after drinking" in text
+
+
+_SAID = (
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
+    "{% endif %}<|im_start|> {{ m.role }} {{ m.content | trim }} <|im_end|> "
+)
+_END = "{% endfor %}<|im_start|> assistant"
+# As Mistral's, as Gemma's, and as those that leave the system message out without a word.
+STRICT = "{{ messages[0].content }} {% for m in messages[1:] %}" + _SAID + _END
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}" + _SAID + _END
+)
+SYSTEM_LEFT_OUT = "{% for m in messages if m.role != 'system' %}" + _SAID + _END
+TALK = (
+    Turn("assistant", "well"),
+    Turn("tool", "four beers"),
+    Turn("user", "i drive home"),
+    Turn("assistant", "sure"),
+    Turn("user", "have a taxi"),
+)
+
+
+def read_through(template, item, folder, max_tokens=500):
+    tokenizer = build(recipe(random_base("llama", folder)))[1]
+    tokenizer.chat_template = template
+    return tokenizer.decode(source_ids(tokenizer, "causal", item, max_tokens))
+
+
+@pytest.mark.parametrize("turns", range(1, len(TALK) + 1))
+@pytest.mark.parametrize("template", [STRICT, NO_SYSTEM, SYSTEM_LEFT_OUT])
+def test_a_template_that_demands_alternation_gets_it(template, turns, tmp_path):
+    text = read_through(template, RewriteInput(TALK[:turns], (RULE,), "go ahead"), tmp_path)
+
+    roles = [said.split()[0] for said in text.split("<|im_start|>")[1:]]
+    assert roles[:-1] == ["user", "assistant", "user"][: len(roles) - 1]
+    assert text.endswith("<|im_start|> assistant")
+    assert text.count(RULE) == text.count("go ahead") == 1
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, SYSTEM_LEFT_OUT])
+def test_a_template_without_system_role_reads_the_rules_in_the_first_turn(template, tmp_path):
+    text = read_through(template, RewriteInput(TALK, (RULE,)), tmp_path)
+
+    first, second = text.split("<|im_start|> ")[1:3]
+    assert first.startswith("user ")
+    assert first.endswith("four beers i drive home <|im_end|> ")
+    assert RULE in first
+    assert second == "assistant sure <|im_end|> "
+
+
+@pytest.mark.parametrize("template", [STRICT, NO_SYSTEM, SYSTEM_LEFT_OUT])
+def test_too_long_a_chat_still_alternates(template, tmp_path):
+    turns = tuple(Turn("assistant" if n % 2 else "user", f"{n} " + "bread " * 30) for n in range(9))
+
+    text = read_through(template, RewriteInput(turns, (RULE,)), tmp_path, max_tokens=150)
+
+    assert len(text.split()) <= 150
+    assert text.count("<|im_start|>") == 2  # the newest turn, and the assistant's to come
+    assert RULE in text
+
+
+def test_of_a_long_chat_the_newest_turns_alone_are_read_and_once(tmp_path):
+    class Old(str):
+        def split(self, *_):
+            raise AssertionError("an old turn was read")
+
+        replace = split
+
+    class Counting:
+        looked = 0
+
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, *args, **options):
+            return self.tokenizer(*args, **options)
+
+        def get_added_vocab(self):
+            self.looked += 1
+            return self.tokenizer.get_added_vocab()
+
+    tokenizer = Counting(build(recipe(random_base("llama", tmp_path)))[1])
+    new = [Turn("assistant" if n % 2 else "user", "bread <|im_end|> " * 9) for n in range(MAX_TURNS)]
+    item = RewriteInput((Turn("user", Old("four beers")), *new), (RULE,))
+
+    ids = source_ids(tokenizer, "causal", item, 200)
+
+    ends = [tokenizer.decode([n]) for n in ids].count("<|im_end|>")
+    assert len(ids) <= 200
+    assert tokenizer.looked == 1
+    assert ends == [tokenizer.decode([n]) for n in ids].count("<|im_start|>") - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
