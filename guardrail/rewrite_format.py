@@ -10,8 +10,8 @@ For an encoder-decoder (T5, BART, ...) it is one text:
     reply:
 
 For a causal model it is a chat: one system message with the rules (and the draft), then user and
-assistant in alternation; the model's chat template does the rest. A turn's line breaks become spaces, so that no text of a user
-can open a line of its own and pose as another speaker, as rules or as a draft.
+assistant in alternation; the model's chat template does the rest. A turn's line breaks become spaces, so
+that no text of a user can open a line of its own and pose as another speaker, as rules or as a draft.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from .conversation import Messages, read_conversation, read_reply
 from .errors import ConfigError, GuardrailError, InputError
 from .guidance import AGAIN, GUIDANCE_HEAD, add_guidance, guidance
 from .outcome import Attempt, GuardedReply, Strategy
-from .quote import clauses
+from .quote import quote_of
 from .repair import NEAREST, Scores, leaks, passes, unique_rules
 from .reply_form import calls_tools, in_form
 from .rules import Rule
@@ -252,7 +252,7 @@ class Session:
         texts = self._guard.repairer.composed(
             self._turns,
             self._sayable_rules(near),
-            quote=self._quote(),
+            quote=quote_of(self._turns),
             grave=Level.NEEDS_INTERVENTION in levels or Action.INTERVENE in actions,
             near=near,
         )
@@ -267,16 +267,6 @@ class Session:
             if fit:
                 self.result = self._reply(text, self._formed(text), out, "composed")
                 return
-
-    def _quote(self) -> str:
-        """Return the clause of the user's that worries most, judged by itself in what came before it."""
-        found = clauses(self._turns)
-        if len(found) < 2 or not self._has_time:
-            return found[0] if found else ""
-        last = max(place for place, turn in enumerate(self._turns) if turn.role == "user")
-        earlier = _messages(self._turns[:last])
-        verdicts = [self._guard.check([*earlier, {"role": "user", "content": text}]) for text in found]
-        return max(zip(verdicts, found, strict=True), key=lambda pair: pair[0].probability)[1]
 
     def _near(self) -> tuple[Rule, ...]:
         """Return rules that are near to the conversation with the rejected draft, the nearest first."""

@@ -33,7 +33,7 @@ class WordEncoder:
     cls_id = 1
     sep_id = 2
 
-    def __init__(self, dimension: int = 64, max_tokens: int = 64) -> None:
+    def __init__(self, dimension: int = 64, max_tokens: int = 128) -> None:
         self.dimension = dimension
         self.max_tokens = max_tokens
         self.calls = 0

@@ -399,7 +399,10 @@ _SAID = (
 )
 _END = "{% endfor %}<|im_start|> assistant"
 # As Mistral's, as Gemma's, and as those that leave the system message out without a word.
-STRICT = "{{ messages[0].content }} {% for m in messages[1:] %}" + _SAID + _END
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }} {% set messages = messages[1:] %}"
+    "{% endif %}{% for m in messages %}" + _SAID + _END
+)
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "{% for m in messages %}" + _SAID + _END
