@@ -18,7 +18,10 @@ import psutil
 
 import guardrail
 from guardrail.artifact import DEFAULT_FOLDER
+from guardrail.compose import Composer
+from guardrail.quote import quote_of
 from guardrail.rule_index import RuleIndex
+from guardrail.types import Turn
 
 WORDS = (
     "my neighbour asked me whether i could water her plants while she visits her sister in the mountains "
@@ -57,6 +60,29 @@ def latency(guard, encode, rounds: int) -> dict[str, float]:
             figures[f"sentence_transformers_{tokens}_p50_ms"] = statistics.median(theirs)
             figures[f"check_{tokens}_speedup"] = statistics.median(theirs) / statistics.median(ours)
     return figures
+
+
+def repair(guard, rounds: int) -> dict[str, float]:
+    """Time the composing of a reply alone, and a whole repair with rules read and the reply judged."""
+    rules = [rule for rule in guard.rules if rule.violations][:: max(1, len(guard.rules) // rounds)]
+    talks = [(rule, list(rule.violations[0].turns)) for rule in rules]
+    talks = [(rule, turns if len(turns) % 2 else turns[:-1]) for rule, turns in talks]
+    composer = Composer(guard.rules)
+    said = [tuple(Turn("assistant" if n % 2 else "user", text) for n, text in enumerate(t)) for _, t in talks]
+    alone = [
+        timed(
+            lambda r=rule, t=turns, s=spoken: (composer.compose(r, t), composer.general(t, quote=quote_of(s)))
+        )
+        for (rule, turns), spoken in zip(talks, said, strict=True)
+    ]
+    guard.repair(talks[0][1])  # its model is loaded by the first repair
+    whole = [timed(guard.repair, turns) for _, turns in talks]
+    return {
+        "composed_reply_p50_ms": statistics.median(alone),
+        "composed_reply_p99_ms": float(np.percentile(alone, 99)),
+        "whole_repair_p50_ms": statistics.median(whole),
+        "whole_repair_p99_ms": float(np.percentile(whole, 99)),
+    }
 
 
 def throughput(guard, encode, n: int) -> dict[str, float]:
@@ -160,7 +186,7 @@ def main() -> None:
     guard = guardrail.Guardrail.load()
     guard.check("hello")
     encode = sentence_transformers_encode()
-    figures = latency(guard, encode, options.rounds)
+    figures = latency(guard, encode, options.rounds) | repair(guard, options.rounds)
     figures |= throughput(guard, encode, 1000)
     figures["fresh_process_s"] = fresh_process("import guardrail; guardrail.check('hi')")
     figures["import_s"] = fresh_process("import guardrail")

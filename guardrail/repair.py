@@ -32,9 +32,9 @@ NEAREST = 8
 # a wrong one is worse than none.
 RULE_FITS = 0.5
 RULE_SAID = 0.96
-# So many grave rules among the nearest make a grave matter likely: of held-out conversations that have
-# them 65 % are, of the others 31 %.
-GRAVE = 5
+# Help is named where so many of the nearest rules are about despair. (Of held-out conversations that is
+# so in 1 of 27; a third of these are about despair. One rule alone is near in 1 of 6, mostly by chance.)
+DESPAIR, DESPAIR_AMONG = 2, 5
 # Without a relevance model: rules that are tried in a composed reply, in the order given.
 TRIED_RULES = 3
 # Words in a row that count as copied from the rejected draft, and as leaked from the guidance.
@@ -209,10 +209,8 @@ class Repairer:
         texts = [turn.text for turn in turns]
         for rule in rules:
             yield self._composer.compose(rule, texts)
-        # Of held-out conversations about despair half have such a rule among the nearest three, of the
-        # others 7 in 100. Help named once too often costs little.
-        crisis = any(rule.domain in CRISIS_DOMAINS for rule in near[:3])
-        grave = grave or sum(rule.severity == "needs_intervention" for rule in near[:NEAREST]) >= GRAVE
+        # One rule about despair may be near by chance.
+        crisis = sum(rule.domain in CRISIS_DOMAINS for rule in near[:DESPAIR_AMONG]) >= DESPAIR
         if quote:
             yield self._composer.general(texts, quote=quote, grave=grave, crisis=crisis)
         yield self._composer.general(texts, grave=grave, crisis=crisis)

@@ -30,6 +30,8 @@ COMMANDS = (
     ("train", "encoder"),
     ("train", "export"),
     ("train", "calibrate"),
+    ("train", "rewriter"),
+    ("train", "relevance"),
     ("eval",),
     ("version",),
 )
