@@ -17,6 +17,8 @@ _CLAUSE = re.compile(r"(?<=[.!?…;])\s+|\s+[-–—/]\s+|\n+|(?<=,)\s+")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 # Not to be said again: addresses, code, mark-up, long numbers.
 _NO_PROSE = re.compile(r"https?:|www\.|@|[<>{}\[\]|\\`=]|\d{5}")
+_OPENING = re.compile(r"(?<!\w)['‘](?=\w)")
+_CLOSING = re.compile(r"(?<=[\w.,!?])['’](?!\w)")
 _EDGES = " \t,;:-–—/\"'“”‘’()*_~"
 
 
@@ -49,6 +51,8 @@ def _trimmed(text: str) -> str:
     text = " ".join(text.split())
     ellipsis = "... " if text.startswith("... ") else ""
     text = text.removeprefix("... ").strip(_EDGES).rstrip(".,;").replace('"', "'")
+    if len(_OPENING.findall(text)) != len(_CLOSING.findall(text)):  # cut in the middle of a quotation
+        text = _CLOSING.sub("", _OPENING.sub("", text))
     return "" if _NO_PROSE.search(text) else ellipsis + text
 
 

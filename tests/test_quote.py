@@ -24,6 +24,10 @@ def quoted(*texts):
             "last night I did, all of it, and she has no idea",
         ),
         ('she said "never again" to me', "she said 'never again' to me"),
+        (
+            "you get quite good at being a 'retired man, 70, against the tram' after a while. report's due friday",
+            "70, against the tram after a while. report's due friday",
+        ),
         ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
          "seventeen eighteen nineteen twenty",
          "... three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
