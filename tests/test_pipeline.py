@@ -483,7 +483,7 @@ def test_settings_come_whole_or_one_by_one(tmp_path):
 
 def test_a_rule_longer_than_a_window_is_refused():
     guard = make_guard()
-    with pytest.raises(InputError, match=r"expected rules of at most 62 tokens, rule 'custom-.+' has 200"):
+    with pytest.raises(InputError, match=r"expected rules of at most 126 tokens, rule 'custom-.+' has 200"):
         guard.add_rules(["word " * 200])
     assert len(guard.rules) == 2
 

@@ -25,7 +25,8 @@ def quoted(*texts):
         ),
         ('she said "never again" to me', "she said 'never again' to me"),
         (
-            "you get quite good at being a 'retired man, 70, against the tram' after a while. report's due friday",
+            "you get quite good at being a 'retired man, 70, against the tram' after a while. report's due "
+            "friday",
             "70, against the tram after a while. report's due friday",
         ),
         ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
