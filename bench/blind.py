@@ -1,7 +1,7 @@
 """Blind reading of replies: write the items, and count what readers chose.
 
     python bench/blind.py write --replies runs/repair/replies.jsonl --out runs/blind --count 100
-    python bench/blind.py count --out runs/blind runs/blind/reader_1.jsonl runs/blind/reader_2.jsonl
+    python bench/blind.py count runs/blind/reader_1.jsonl runs/blind/reader_2.jsonl --out runs/blind
 
 `write` puts the ways in a seeded random order under letters, equal replies under one letter, the key in a
 file of its own. A reader writes one JSON line per item:
@@ -28,19 +28,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/blind"))
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument(
+        "--without", type=Path, help="Key of an earlier reading; its conversations are left out."
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.what == "write":
-        write(arguments.replies, arguments.out, arguments.count, arguments.seed)
+        write(arguments.replies, arguments.out, arguments.count, arguments.seed, arguments.without)
     else:
         count(arguments.out, arguments.readings)
 
 
-def write(replies: Path, out: Path, most: int, seed: int) -> None:
+def write(replies: Path, out: Path, most: int, seed: int, without: Path | None) -> None:
+    read = {key["id"] for key in json.loads(without.read_text(encoding="utf-8"))} if without else set()
     rows = [json.loads(line) for line in replies.read_text(encoding="utf-8").splitlines()]
     items: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
-        if row["way"] not in LEFT_OUT:
+        if row["way"] not in LEFT_OUT and row["id"] not in read:
             items[row["set"], row["id"]].append(row)
     rng = random.Random(seed)
     sets = sorted({name for name, _ in items})
@@ -55,7 +59,10 @@ def write(replies: Path, out: Path, most: int, seed: int) -> None:
         texts = sorted({row["reply"] for row in items[key]})
         rng.shuffle(texts)
         letters = {text: "ABCDEFG"[place] for place, text in enumerate(texts)}
-        keys.append({"n": number, "set": key[0]} | {row["way"]: letters[row["reply"]] for row in items[key]})
+        keys.append(
+            {"n": number, "set": key[0], "id": key[1]}
+            | {row["way"]: letters[row["reply"]] for row in items[key]}
+        )
         lines.append(f"## {number}\nConversation: {' / '.join(items[key][0]['turns'])}")  # type: ignore[arg-type]
         lines += [f"{letter}: {text}" for text, letter in letters.items()] + [""]
     (out / "items.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -64,7 +71,7 @@ def write(replies: Path, out: Path, most: int, seed: int) -> None:
 
 def count(out: Path, readings: list[Path]) -> None:
     keys = {key["n"]: key for key in json.loads((out / "key.json").read_text(encoding="utf-8"))}
-    ways = [name for name in next(iter(keys.values())) if name not in ("n", "set")]
+    ways = [name for name in next(iter(keys.values())) if name not in ("n", "set", "id")]
     for path in readings:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         print(f"{path.name}: {len(rows)} items")

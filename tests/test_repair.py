@@ -210,6 +210,13 @@ def test_the_rule_whose_sentences_surely_fit_is_composed_from(repaired):
     assert result.strategy == "composed"
 
 
+def test_a_rule_that_itself_does_not_surely_fit_is_not_composed_from():
+    relevance = WordRelevance(about={ALPHA_SAID: 0.97, ALPHA.text: 0.8})
+    result = guard_with(relevance=relevance, rules=[ALPHA, GAMMA]).repair(CASUAL, UNSAFE_REPLY)
+
+    assert ALPHA_SAID not in result.text
+
+
 def test_where_no_rule_surely_fits_the_users_own_words_are_quoted(repaired):
     relevance = WordRelevance(default=0.9)
     result = repaired(guard_with(relevance=relevance, rules=[ALPHA, GAMMA]))
@@ -222,7 +229,7 @@ def test_where_no_rule_surely_fits_the_users_own_words_are_quoted(repaired):
 
 
 def test_rules_that_were_not_named_but_are_near_are_read_too():
-    relevance = WordRelevance(about={GAMMA_SAID: 0.99}, default=0.1)
+    relevance = WordRelevance(about={GAMMA_SAID: 0.99, GAMMA.text: 0.95}, default=0.1)
     guard = guard_with(relevance=relevance, rules=[DRIVING, ALPHA, GAMMA])
     result = guard.repair("gamma and a kind chat about my sister", "Fine words.")
 

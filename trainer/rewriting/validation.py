@@ -24,12 +24,18 @@ BATCH = 16
 
 @torch.inference_mode()
 def validation_figures(
-    model: Any, tokenizer: Any, kind: Kind, examples: Sequence[ReplyExample], config: RewriterConfig
+    model: Any,
+    tokenizer: Any,
+    kind: Kind,
+    examples: Sequence[ReplyExample],
+    config: RewriterConfig,
+    *,
+    decoded: int = DECODED,
 ) -> dict[str, float]:
     """Return the figures of a model in evaluation mode.
 
     `val/nll` and `val/perplexity` are per token of at most 1,024 gold replies. BLEU-4, unigram F1 and
-    distinct-2 are of greedy replies to at most 64 examples, the same ones each time.
+    distinct-2 are of greedy replies to at most `decoded` examples, the same ones each time.
 
     Args:
         model: in evaluation mode.
@@ -37,6 +43,7 @@ def validation_figures(
         kind: how it reads.
         examples: held out, at least one.
         config: the recipe.
+        decoded: examples that are answered.
     """
     examples = [examples[number] for number in _spread(len(examples), SCORED)]
     rows = rows_of(examples, tokenizer, kind, config.model_copy(update={"source_repeats": {}}))
@@ -53,7 +60,7 @@ def validation_figures(
         total += count * float(token_loss(logits, labels, torch.ones(len(labels), device=labels.device)))
         tokens += count
     nll = total / tokens
-    chosen = _spread(len(rows), DECODED)
+    chosen = _spread(len(rows), decoded)
     replies = [
         ids
         for start in range(0, len(chosen), BATCH)
