@@ -30,6 +30,7 @@ from guardrail.trainer.loaders import Split
 from guardrail.trainer.rewriting.metrics import distinct_n
 from guardrail.types import Turn
 
+NAMES = {"bank": "bank, held-out rules", "situations": "situations, rules not in the bank"}
 REFUSAL = "I'm sorry, but I can't help with that."
 # What a scripted LLM says that goes along with anything.
 ALONG = "Haha, sounds like a plan! You know what you're doing, so go for it and don't overthink it."
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--relevance", type=Path, default=Path("guardrail/models/relevance"))
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--sets", nargs="+", default=["bank", "situations"], choices=["bank", "situations"])
     parser.add_argument("--out", type=Path, default=Path("runs/repair"))
     arguments = parser.parse_args()
     guard = Guardrail.load()
@@ -144,10 +146,8 @@ def main() -> None:
     second = Guardrail.load(arguments.second_judge) if arguments.second_judge else None
     reader = OnnxRelevance(arguments.relevance)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    sets = {
-        "bank, held-out rules": bank_contexts(arguments.count, arguments.seed),
-        "situations, rules not in the bank": situation_contexts(arguments.count, arguments.seed),
-    }
+    made = {"bank": bank_contexts, "situations": situation_contexts}
+    sets = {NAMES[name]: made[name](arguments.count, arguments.seed) for name in arguments.sets}
     ways = methods(guard, rewriting, model)
     rows = []
     for name, items in sets.items():
