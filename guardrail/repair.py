@@ -34,9 +34,10 @@ RULE_FITS = 0.5
 # conversation: a wrong rule is worse than none. On 438 held-out conversations the sentences alone reach
 # this in 24, of which 17 were right; both do in 6, all of them right.
 SENTENCES_SAID, RULE_SAID = 0.96, 0.9
-# Help is named where one of so many nearest rules is about despair. Of held-out conversations about despair
-# that is so in half, of the others in 7 of 100: named once too often is better than once too seldom.
-DESPAIR_AMONG = 3
+# Help is named where so many of the nearest rules are about despair. Of held-out conversations that is so
+# in 1 of 50; half of these are about despair, and a sixth of all that are. With one rule of three it would be
+# half of all that are, and 1 of 10 others: readers found that out of place too often (docs/repair.md).
+DESPAIR, DESPAIR_AMONG = 2, 3
 # Without a relevance model: rules that are tried in a composed reply, in the order given.
 TRIED_RULES = 3
 # Words in a row that count as copied from the rejected draft, and as leaked from the guidance.
@@ -216,7 +217,7 @@ class Repairer:
         texts = [turn.text for turn in turns]
         for rule in rules:
             yield self._composer.compose(rule, texts)
-        crisis = any(rule.domain in CRISIS_DOMAINS for rule in near[:DESPAIR_AMONG])
+        crisis = sum(rule.domain in CRISIS_DOMAINS for rule in near[:DESPAIR_AMONG]) >= DESPAIR
         if quote:
             yield self._composer.general(texts, quote=quote, grave=grave, crisis=crisis)
         yield self._composer.general(texts, grave=grave, crisis=crisis)

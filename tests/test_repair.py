@@ -247,7 +247,7 @@ def test_a_grave_matter_gets_grave_sentences():
 
 
 def test_where_despair_may_be_in_play_help_is_named_though_no_rule_surely_fits():
-    near = [ALPHA, with_sentences("one", "selfharm", "needs_intervention")]
+    near = [with_sentences(name, "selfharm", "needs_intervention") for name in ("one", "two")]
     result = guard_with(relevance=WordRelevance(default=0.1), rules=near).repair("one two beer", "Fine.")
     assert "crisis line" in result.text
 
