@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,6 +41,7 @@ PARTS = ("calibration.json", "rules.faiss")
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_MANIFEST_BYTES = 1024**2
 HUB_PREFIX = "hf:"
+Listing = TypeVar("Listing", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 # A plain name; or one in model/, or in a folder of a module there.
@@ -211,20 +212,34 @@ def read_manifest(folder: Path) -> Manifest:
             f"expected a model folder, {folder} holds a trained model without calibration and rules; "
             f"run: guardrail train calibrate {run}"
         )
+    missing = f"expected manifest.json in {folder}, found none; is it a model folder?"
+    return read_listing(path, Manifest, f"a manifest of format {FORMAT} in {folder}", missing)
+
+
+def read_listing(path: Path, layout: type[Listing], what: str, missing: str) -> Listing:
+    """Read the file that says what a folder holds; of bounded size, not a link, of the layout given.
+
+    Args:
+        path: of the file.
+        layout: what it must hold.
+        what: what it is, for the error where it is broken.
+        missing: the error where there is none.
+
+    Raises:
+        ArtifactError: it is missing, a link, too large or broken.
+    """
     if not path.is_file() or path.is_symlink():
-        raise ArtifactError(f"expected manifest.json in {folder}, found none; is it a model folder?")
+        raise ArtifactError(missing)
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise ArtifactError(
-            f"expected a manifest of at most {MAX_MANIFEST_BYTES} bytes in {folder}, got more"
+            f"expected a manifest of at most {MAX_MANIFEST_BYTES} bytes in {path.parent}, got more"
         )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return layout.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
-            f"expected a manifest of format {FORMAT} in {folder}: {place}: {first['msg']}"
-        ) from error
+        raise ArtifactError(f"expected {what}: {place}: {first['msg']}") from error
 
 
 def write_manifest(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from .artifact import MAX_MANIFEST_BYTES, FileEntry, file_entry, verify_file
+from .artifact import FileEntry, file_entry, read_listing, verify_file
 from .calibration import Platt
 from .conversation import turn_text
 from .encoder import load_session
@@ -182,16 +182,8 @@ def write_manifest(folder: Path, *, max_tokens: int, about: Platt, broken: Platt
 
 def _checked(folder: Path) -> Settings:
     path = folder / MANIFEST
-    if not path.is_file() or path.is_symlink() or path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"expected a relevance model in {folder}, found no {MANIFEST}")
-    try:
-        settings = Settings.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
-            f"expected settings of a relevance model in {path}: {place}: {first['msg']}"
-        ) from error
+    missing = f"expected a relevance model in {folder}, found no {MANIFEST}"
+    settings = read_listing(path, Settings, f"settings of a relevance model in {path}", missing)
     for name in FILES:
         if name not in settings.files:
             raise ArtifactError(f"expected {name} in {path}, it is not listed")

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from .artifact import MAX_MANIFEST_BYTES, FileEntry, file_entry, verify_file, visible_files
+from .artifact import FileEntry, file_entry, read_listing, verify_file, visible_files
 from .errors import ArtifactError, ConfigError, MissingDependencyError, ModelError
 from .rewrite_format import RewriteInput
 from .rewrite_text import whole_sentences
@@ -172,18 +172,8 @@ def read_description(folder: Path) -> Description:
         ArtifactError: something is missing, altered, a link, or not listed.
     """
     path = folder / DESCRIPTION
-    if not path.is_file() or path.is_symlink():
-        raise ArtifactError(
-            f"expected {DESCRIPTION} in {folder}, found none; is it RUN/model of guardrail train rewriter?"
-        )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"expected {path} of at most {MAX_MANIFEST_BYTES} bytes, got more")
-    try:
-        description = Description.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"expected format {FORMAT} in {path}: {place}: {first['msg']}") from error
+    missing = f"expected {DESCRIPTION} in {folder}, found none; is it RUN/model of guardrail train rewriter?"
+    description = read_listing(path, Description, f"format {FORMAT} in {path}", missing)
     found = {item.relative_to(folder).as_posix() for item in visible_files(folder)} - {DESCRIPTION}
     for name in sorted(found ^ set(description.files)):
         what = "is not listed" if name in found else "is missing"

@@ -314,7 +314,7 @@ def test_a_manifest_that_is_none_is_refused(folder, text):
 def test_a_manifest_that_is_too_large_is_not_read(folder):
     with (folder / "relevance.json").open("a", encoding="utf-8") as file:
         file.write(" " * 2**20)
-    refused(folder, "found no relevance.json")
+    refused(folder, "expected a manifest of at most .* bytes in .*relevance, got more")
 
 
 @pytest.mark.parametrize(

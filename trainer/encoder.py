@@ -29,6 +29,7 @@ from torch import nn
 from guardrail.artifact import TORCH_FOLDER, trained_run
 from guardrail.errors import ConfigError, MissingDependencyError
 
+from .arguments import common_arguments
 from .config import EncoderConfig
 from .history import History, environment, plot_curves
 from .mix import TrainingRows
@@ -173,29 +174,13 @@ def train(
     if config.freeze_embeddings:
         _word_embeddings(model).requires_grad_(False)
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(run),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        **common_arguments(run, config),
         learning_rate_mapping={r"\.linear\.": config.head_learning_rate},
-        warmup_steps=config.warmup_ratio,
-        weight_decay=0.01,
-        bf16=config.bf16,
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=50,
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=1,
-        report_to="none",
         batch_sampler=partial(
             LengthGroupedBatchSampler, n_pair_batch=config.n_pair_batch, processes=processes
         ),
         multi_dataset_batch_sampler=partial(SameSetBatchSampler, processes=processes),
         dataloader_drop_last=processes > 1,  # else the library sets it, with a warning
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
     )
     # Its reason, uneven last batches, is none here: `SameSetBatchSampler` evens them out.
     arguments.dataloader_drop_last = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -101,21 +102,35 @@ def export_fp32(model: SentenceTransformer, path: Path) -> Path:
     Returns:
         The path.
     """
-    encoder = ExportableEncoder(model).cpu().eval()
+    return write_fp32(ExportableEncoder(model).cpu().eval(), path, OUTPUTS)
+
+
+def write_fp32(module: nn.Module, path: Path, outputs: Sequence[str]) -> Path:
+    """Write a module as one self-contained fp32 ONNX file.
+
+    Args:
+        module: on the CPU, in evaluation mode; takes ids and mask (b, t), returns one tensor (b, ...) for
+            each output.
+        path: of the file.
+        outputs: their names.
+
+    Returns:
+        The path.
+    """
     ids = torch.ones((2, 16), dtype=torch.int64)
     dynamic = {0: "batch", 1: "tokens"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            encoder,
+            module,
             (ids, torch.ones_like(ids)),
             str(path),
             input_names=["input_ids", "attention_mask"],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
             dynamic_axes={
                 "input_ids": dynamic,
                 "attention_mask": dynamic,
-                **{name: {0: "batch"} for name in OUTPUTS},
+                **{name: {0: "batch"} for name in outputs},
             },
             opset_version=17,
             dynamo=False,

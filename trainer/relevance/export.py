@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -21,7 +19,7 @@ from guardrail.encoder import load_session
 from guardrail.errors import ConfigError
 from guardrail.relevance import OUTPUT, write_manifest
 
-from ..export import quantize_int8
+from ..export import quantize_int8, write_fp32
 from ..metrics import auroc
 from .train import ABOUT, BROKEN, UNKNOWN, Collator, RelevanceModel, load, write_tokenizer
 
@@ -92,22 +90,7 @@ def export_fp32(model: RelevanceModel, path: Path) -> Path:
     Returns:
         The path.
     """
-    ids = torch.ones((2, 16), dtype=torch.int64)
-    dynamic = {0: "batch", 1: "tokens"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (ids, torch.ones_like(ids)),
-            str(path),
-            input_names=["input_ids", "attention_mask"],
-            output_names=[OUTPUT],
-            dynamic_axes={"input_ids": dynamic, "attention_mask": dynamic, OUTPUT: {0: "batch"}},
-            opset_version=17,
-            dynamo=False,
-        )
-    onnx.checker.check_model(str(path))
-    return path
+    return write_fp32(model, path, (OUTPUT,))
 
 
 def _run(session: Any, ids: list[int]) -> NDArray[np.float32]:

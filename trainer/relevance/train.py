@@ -34,6 +34,7 @@ from guardrail.artifact import TORCH_FOLDER
 from guardrail.errors import ConfigError
 from guardrail.relevance import LOGITS, PairTokenizer
 
+from ..arguments import common_arguments
 from ..encoder import base_folder
 from ..history import History, environment, plot_curves
 from ..resume import CONFIG, checkpoint_of, cut_history, record_rows, require_rows, step_of
@@ -165,26 +166,10 @@ def train_relevance(
     (run / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
     cut_history(run, step_of(checkpoint) if checkpoint else -1)
     arguments = TrainingArguments(
-        output_dir=str(run),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_ratio,
-        weight_decay=0.01,
-        bf16=config.bf16,
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=25,
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=1,
-        report_to="none",
+        **common_arguments(run, config),
         remove_unused_columns=False,
         train_sampling_strategy="group_by_length",
         length_column_name="length",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = _Trainer(
         model=model,

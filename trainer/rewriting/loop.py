@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
+from ..arguments import common_arguments
 from ..sampling import length_grouped
 from .beams import Judge, own_replies
 from .config import RewriterConfig
@@ -49,29 +50,12 @@ class RewriteTrainer(Trainer):  # type: ignore[misc]  # untyped library
         self.collate = collate
         self.judge = judge
         self.parts: dict[str, list[float]] = {}
-        cuda = torch.cuda.is_available()
         super().__init__(
             model=model,
             args=TrainingArguments(
-                output_dir=str(run),
-                num_train_epochs=config.epochs,
-                max_steps=config.max_steps,
-                per_device_train_batch_size=config.batch_size,
+                **common_arguments(run, config),
                 gradient_accumulation_steps=config.gradient_accumulation,
-                learning_rate=config.learning_rate,
-                warmup_steps=config.warmup_ratio,
-                weight_decay=0.01,
-                bf16=config.bf16,
-                seed=config.seed,
-                data_seed=config.seed,
-                logging_steps=50,
-                save_strategy="steps",
-                save_steps=config.save_steps,
-                save_total_limit=1,
-                report_to="none",
                 remove_unused_columns=False,
-                use_cpu=not cuda,
-                dataloader_pin_memory=cuda,
             ),
             data_collator=collate,
             train_dataset=rows,
