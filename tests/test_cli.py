@@ -808,7 +808,9 @@ def test_a_defect_does_not_read_as_a_finding(tiny_folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
 def test_ctrl_c_ends_with_130(tiny_folder):
-    process = start("check", "--batch", "-", "--model", tiny_folder, stdin=subprocess.PIPE)
+    # A shell starts background jobs with the interrupt ignored, and that is inherited: not so here.
+    interruptible = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("check", "--batch", "-", "--model", tiny_folder, stdin=subprocess.PIPE, **interruptible)
     process.stdin.write(b'"bread"\n' * CHUNK)
     process.stdin.flush()
     for _ in range(CHUNK):  # then it surely runs, and waits for more
