@@ -26,13 +26,19 @@ class GuardConfig(BaseModel):
         max_rules: most rules named in a verdict.
         top_k: rules retrieved per window.
         threads: threads of one model run; one is best beside other work.
-        workers: model runs at a time in `check_batch`.
+        workers: judgements at a time under asyncio, with a deadline, and in `check_batch`.
         on_error: when the guard itself fails: "closed" (flag, status "error"), "raise", or
             "allow" (let pass, status "error").
         on_intervention: for a turn that asks for intervention: "reply" with the bank's caring
             replies, or "guide" the LLM as for caution. `wrap` and `generate` also take a function.
         max_attempts: calls of the LLM for one reply, the first included.
         deadline_ms: time for one guarded reply, milliseconds; None for no limit.
+        check_deadline_ms: time for one judgement, waiting included, milliseconds; then the guard counts as
+            failed and `on_error` decides. None for no limit; a judgement then runs in the caller's thread.
+        max_waiting: under asyncio and with a deadline, judgements that may wait for a thread; one more is
+            refused at once, and `on_error` decides.
+        stream_release: "sentence" shows each sentence of a stream once it is judged; "turn" shows nothing
+            before the whole reply is judged.
         uncertain_low: with a judge, lowest P(unsafe) that is sent to it; None: calibrated.
         uncertain_high: with a judge, highest P(unsafe) that is sent to it; None: calibrated.
         judge_deadline_ms: longest wait for a second opinion, milliseconds; then the encoder decides.
@@ -62,6 +68,9 @@ class GuardConfig(BaseModel):
     on_intervention: OnIntervention = "reply"
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    check_deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    stream_release: Literal["sentence", "turn"] = "sentence"
     uncertain_low: Annotated[float, Field(ge=0, le=1)] | None = None
     uncertain_high: Annotated[float, Field(ge=0, le=1)] | None = None
     judge_deadline_ms: Annotated[float, Field(gt=0)] = 5000.0

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .artifact import (
     Backend,
@@ -42,12 +43,16 @@ from .repair import Repairer
 from .rule_index import RuleIndex
 from .rules import Rule, as_rule
 from .second_opinion import Answer, SecondOpinion
+from .threads import OverloadedError, Workers
 from .types import Action, Coverage, Level, RuleMatch, Verdict
 
 if TYPE_CHECKING:
     from .outcome import GuardedReply
     from .protocols import Relevance, Rewriter
     from .session import OnIntervention
+    from .stream_drivers import AsyncGuardedStream, GuardedStream
+
+T = TypeVar("T")
 
 RELEVANCE_FOLDER = Path(__file__).parent / "models" / "relevance"
 UNREAD_TEXT = "the judged turn was not read whole: it is longer than the window limit"
@@ -122,6 +127,7 @@ class Guardrail:
         self.band = _band(self.calibration.band, self.thresholds, self.config)
         self._second = _second_opinion(judge, self.config)
         self._encoder = encoder
+        self._checks, self._steps = _workers(self.config, judge)
         self._lock = threading.Lock()
         self._repairer: Repairer | None = None
         self._relevance = _lazy_relevance(relevance, self.config.threads)
@@ -198,11 +204,15 @@ class Guardrail:
     def __repr__(self) -> str:
         return f"Guardrail(rules={len(self.rules)}, dimension={self._encoder.dimension})"
 
-    def check(self, messages: Messages, *, judge_seconds: float | None = None) -> Verdict:
+    def check(
+        self, messages: Messages, *, seconds: float | None = None, judge_seconds: float | None = None
+    ) -> Verdict:
         """Judge the last turn of a conversation, read in its context.
 
         Args:
             messages: a string, a list of strings, role/content dicts or LangChain messages.
+            seconds: longest time for the encoder, where `check_deadline_ms` is longer or not set; then the
+                guard counts as failed.
             judge_seconds: longest wait for a second opinion, where `judge_deadline_ms` is longer.
 
         Returns:
@@ -213,14 +223,21 @@ class Guardrail:
             InputError: the messages cannot be read.
             ModelError: a stage failed and `on_error` is "raise".
         """
-        return self._settle(self._open(read_conversation(messages)), judge_seconds)
+        return self._settle(self._open(read_conversation(messages), seconds), judge_seconds)
 
-    async def acheck(self, messages: Messages, *, judge_seconds: float | None = None) -> Verdict:
-        """Judge as `check` does, in a worker thread, so that the event loop stays free.
+    async def acheck(
+        self, messages: Messages, *, seconds: float | None = None, judge_seconds: float | None = None
+    ) -> Verdict:
+        """Judge as `check` does, in one of `workers` threads, so that the event loop stays free.
 
         An async judge is awaited on the caller's loop; cancelling this cancels it.
         """
-        opened = await asyncio.to_thread(lambda: self._open(read_conversation(messages)))
+        conversation = read_conversation(messages)
+        try:
+            async with asyncio.timeout(self._limit(seconds)):
+                opened = await self._checks.arun(lambda: self._judge(conversation, self._second))
+        except Exception as error:
+            return self._failed(conversation, error)
         if isinstance(opened, Verdict):
             return opened
         try:
@@ -292,6 +309,7 @@ class Guardrail:
         guard.thresholds = _thresholds(self.thresholds, GuardConfig.of(**settings))
         guard.band = _band(self.calibration.band, guard.thresholds, guard.config)
         guard._second = _second_opinion(judge, guard.config)
+        guard._checks, guard._steps = _workers(guard.config, judge)
         return guard
 
     def add_rules(self, rules: Iterable[str | Mapping[str, Any] | Rule]) -> tuple[Rule, ...]:
@@ -425,6 +443,32 @@ class Guardrail:
 
         return await agenerate(self, llm, messages, *args, on_intervention=on_intervention, **kwargs)
 
+    def stream(
+        self,
+        llm: Callable[..., Any],
+        messages: Messages,
+        *args: Any,
+        on_intervention: OnIntervention | None = None,
+        **kwargs: Any,
+    ) -> GuardedStream:
+        """Call an LLM that streams, with the guard around it; see `guardrail.middleware.stream`."""
+        from .middleware import stream
+
+        return stream(self, llm, messages, *args, on_intervention=on_intervention, **kwargs)
+
+    def astream(
+        self,
+        llm: Callable[..., Any],
+        messages: Messages,
+        *args: Any,
+        on_intervention: OnIntervention | None = None,
+        **kwargs: Any,
+    ) -> AsyncGuardedStream:
+        """Do as `stream`, in async code, without blocking the event loop."""
+        from .middleware import astream
+
+        return astream(self, llm, messages, *args, on_intervention=on_intervention, **kwargs)
+
     def repair(self, messages: Messages, draft: str = "") -> GuardedReply:
         """Return a reply to show in place of a draft, whatever this guard thinks of the draft.
 
@@ -465,12 +509,46 @@ class Guardrail:
         )
         return _matches(judgement.rules[:k], known, conversation, readings[0])
 
-    def _open(self, conversation: Conversation) -> Verdict | _Unsure:
+    def _open(self, conversation: Conversation, seconds: float | None = None) -> Verdict | _Unsure:
         """Return the verdict, or what a judge is to be asked; what `on_error` says if the guard fails."""
         try:
-            return self._judge(conversation, self._second)
+            return self._within(lambda: self._judge(conversation, self._second), self._limit(seconds))
         except Exception as error:
             return self._failed(conversation, error)
+
+    def _limit(self, seconds: float | None) -> float | None:
+        """Return the longest time for one judgement, seconds."""
+        deadline = self.config.check_deadline_ms
+        limits = [limit for limit in (seconds, deadline and deadline / 1000) if limit is not None]
+        return min(limits, default=None)
+
+    def _within(self, call: Callable[[], T], seconds: float | None) -> T:
+        """Run a call here, or with a time limit in a thread: what hangs there is left behind."""
+        return call() if seconds is None else self._checks.run(call, seconds)
+
+    def repair_step(self, stage: str, call: Callable[[], T], seconds: float | None) -> T:
+        """Run a part of a repair within a time limit; for `Session`.
+
+        Args:
+            stage: its name, for the error.
+            call: what to run.
+            seconds: the limit; None for none.
+
+        Raises:
+            ModelError: it took longer.
+            Exception: whatever the call raises.
+        """
+        try:
+            return self._within(call, seconds)
+        except (TimeoutError, OverloadedError) as error:
+            raise ModelError(stage, f"failed with {type(error).__name__}") from error
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Run a step of a guarded reply in one of `workers` threads; for the async drivers.
+
+        Steps wait in line as long as it takes: who calls decides how many replies are made at a time.
+        """
+        return await self._steps.arun(call)
 
     def _judge(self, conversation: Conversation, second: SecondOpinion | None) -> Verdict | _Unsure:
         known = self._known
@@ -679,6 +757,19 @@ def _model_in(folder: Path, description: str) -> Path:
     if not (folder / description).is_file():
         raise ArtifactError(f"expected a model folder with {description} at {folder}, found none")
     return folder
+
+
+def _workers(config: GuardConfig, judge: Any) -> tuple[Workers, Workers]:
+    """Return threads for judgements, and threads for the steps of guarded replies, which may wait for them.
+
+    Few at a time: more would not be faster, and would keep the event loop from its turn. A step that waits
+    for a judge computes nothing, so there is room for more of these.
+    """
+    steps = config.workers + (config.judge_workers if judge is not None else 0)
+    return (
+        Workers(config.workers, config.max_waiting, "guardrail-check"),
+        Workers(steps, sys.maxsize, "guardrail-step"),
+    )
 
 
 def _second_opinion(judge: Any, config: GuardConfig) -> SecondOpinion | None:

@@ -7,16 +7,15 @@ cache is keyed by a hash and holds numbers only.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from .errors import ModelError
 from .judges import AnyJudge, AsyncJudge, Judge, is_async, is_sync
 from .judging import Opinion, Question, TooLongError, checked
+from .threads import OverloadedError, Workers
 
 # Calls that may wait in line for each thread; one more is refused at once.
 WAITING_PER_WORKER = 64
@@ -45,7 +44,7 @@ class SecondOpinion:
         """
         self._judge = judge
         self._deadline = deadline_ms / 1000
-        self._threads = _Threads(workers)
+        self._threads = Workers(workers, WAITING_PER_WORKER * workers, "guardrail-judge")
         self._cache: OrderedDict[str, Opinion] = OrderedDict()
         self._cache_size = cache
         self._lock = threading.Lock()
@@ -97,6 +96,8 @@ class SecondOpinion:
             assert is_async(judge)
             loop = _background_loop()
             return asyncio.run_coroutine_threadsafe(self._acall(judge, question), loop)
+        except OverloadedError:
+            return _done(_none("was not asked for, as too many are waiting"))
         except Exception as error:  # there is no thread to be had
             return _done(_failed(error))
 
@@ -138,58 +139,6 @@ class SecondOpinion:
                 self._cache.move_to_end(question.key)
                 return Answer(self._cache[question.key])
         return None if limit > 0 else _none("was not asked for, as no time was left")
-
-
-class _Threads:
-    """At most `most` daemon threads, each of which ends when there is nothing left to do.
-
-    Unlike those of ThreadPoolExecutor they do not keep the interpreter from ending when a call hangs.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._running = 0
-        self._waiting: deque[tuple[Future[Answer], contextvars.Context, Callable[[], Answer]]] = deque()
-        self._lock = threading.Lock()
-
-    def submit(self, call: Callable[[], Answer]) -> Future[Answer]:
-        """Run a call that does not raise, as soon as a thread is free.
-
-        Raises:
-            RuntimeError: no thread could be started, and none is running.
-        """
-        room = WAITING_PER_WORKER * self._most
-        future: Future[Answer] = Future()
-        with self._lock:
-            if len(self._waiting) >= room:  # what nobody waits for any more makes way
-                self._waiting = deque(job for job in self._waiting if not job[0].cancelled())
-            if len(self._waiting) >= room:
-                return _done(_none("was not asked for, as too many are waiting"))
-            self._waiting.append((future, contextvars.copy_context(), call))
-            if self._running < self._most:
-                self._add_thread()
-        return future
-
-    def _add_thread(self) -> None:
-        try:
-            threading.Thread(target=self._work, name="guardrail-judge", daemon=True).start()
-        except RuntimeError:
-            if not self._running:  # else those that run will come to it
-                self._waiting.pop()
-                raise
-        else:
-            self._running += 1
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._running -= 1
-                    return
-                future, context, call = self._waiting.popleft()
-            if future.set_running_or_notify_cancel():
-                future.set_result(context.run(call))
-            del future, context, call  # not to be held while waiting for the lock
 
 
 def _outcome(future: Future[Answer] | asyncio.Future[Answer], limit: float) -> Answer:

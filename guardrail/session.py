@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .callables import is_async
 from .compose import NEUTRAL, UNAVAILABLE
@@ -23,16 +23,25 @@ from .quote import quote_of
 from .repair import NEAREST, Scores, leaks, passes, unique_rules
 from .reply_form import calls_tools, in_form
 from .rules import Rule
+from .sentences import next_cut
 from .types import Action, Level, RuleMatch, Turn, Verdict
 
 if TYPE_CHECKING:
     from .pipeline import Guardrail
+
+T = TypeVar("T")
 
 # "reply": the bank's caring replies; "guide": call the LLM, guided; or a function that gets the
 # conversation and the verdict and returns the text to show instead of calling the LLM.
 OnIntervention = Literal["reply", "guide"] | Callable[[Messages, Verdict], str]
 # Of the rules that fit, how many a candidate is held against.
 RULES_IN_PLAY = 2
+# A sentence of a longer reply is judged with the sentences before it, up to so many characters in all: about
+# 120 tokens, so that the work for each stays the same however long the reply. The end of the reply is judged
+# with all of it.
+SENTENCES_TOGETHER = 480
+# Time for one judgement behind the deadline, seconds: what is said then must be judged too.
+LEAST_SECONDS = 1.0
 
 
 class DeadlineError(TimeoutError):
@@ -55,9 +64,14 @@ class _Found:
 class Session:
     """One guarded reply, step by step. Call `start`, then `offer` or `fail` until `result` is set.
 
+    A draft that arrives in pieces may be shown to `advance` on its way. It is judged sentence by sentence
+    either way, each as the end of what was said so far, and as a whole at its end: so a draft in pieces
+    meets the same fate as the same draft whole.
+
     Attributes:
         result: the outcome, once there is one.
         request: the messages to call the LLM with, while there is none.
+        calls: how often the LLM was asked.
     """
 
     def __init__(
@@ -66,8 +80,16 @@ class Session:
         messages: Messages,
         on_intervention: OnIntervention | None = None,
         form: Callable[[str], Any] | None = None,
+        max_attempts: int | None = None,
     ) -> None:
         """Prepare a session; nothing is judged yet.
+
+        Args:
+            guard: the guard.
+            messages: the conversation.
+            on_intervention: None takes the guard's setting.
+            form: makes what is returned out of text that is not the LLM's own.
+            max_attempts: None takes the guard's setting.
 
         Raises:
             InputError: the messages cannot be read.
@@ -80,7 +102,8 @@ class Session:
         self._form = form
         self._turns = read_conversation(self._messages).turns
         self._attempts: list[Attempt] = []
-        self._calls = 0
+        self._max_attempts = max_attempts or guard.config.max_attempts
+        self.calls = 0
         self._template: Any = ""
         self._started = self._last = time.monotonic()
         self.request: Any = None
@@ -92,6 +115,9 @@ class Session:
         self._broken: tuple[RuleMatch, ...] = ()  # rules that it breaks
         self._wanted = False  # somebody asked for a repair, so none must be called for by a verdict
         self._fitting: tuple[Rule, ...] | None = None  # rules that this is about, once looked for
+        self._seen = ""  # the draft, as far as it has arrived
+        self._cuts: list[int] = []  # ends of its sentences that were judged
+        self._fit = 0  # so much of it was judged fit to show
 
     @property
     def seconds_left(self) -> float | None:
@@ -106,7 +132,7 @@ class Session:
             InputError: the intervention hook returned something that is not text.
             ModelError: a stage failed and `on_error` is "raise".
         """
-        verdict = self._guard.check(self._messages, judge_seconds=self.seconds_left)
+        verdict = self._check(self._messages)
         self._verdict_in = self._latest = verdict
         unread = verdict.status != "ok" and not verdict.coverage.judged_turn_read
         if unread and self._guard.config.on_error != "allow":
@@ -125,24 +151,92 @@ class Session:
         """
         turn, skipped = read_reply(reply)
         self._template = reply
-        first = len(self._attempts) == 0
-        strategy: Strategy = ("guided" if self._told else "pass") if first else "regenerated"
+        asked = self.calls
+        self.advance(turn.text)
+        if self._settled(asked):
+            return
         verdict = self._latest = self._judge(turn.text, skipped)
         unfit = self._unfit(verdict) or not turn.text.strip()
         unfit = unfit or (bool(self._told) and leaks(turn.text, self._turns))
         # A tool call is no answer to anybody: what it would do is judged, whom it speaks to is not asked.
         found = _Found() if unfit or calls_tools(reply) else self._score(turn.text, verdict, any_length=True)
-        unfit = unfit or not found.passed
-        self._note(strategy, unfit, verdict, turn.text, found)
-        if not unfit:
-            self.result = self._reply(turn.text, reply, verdict, strategy)
+        if unfit or not found.passed:
+            self._reject(turn.text, verdict, found)
             return
+        strategy = self._strategy
+        self._note(strategy, False, verdict, turn.text, found)
+        self.result = self._reply(turn.text, reply, verdict, strategy)
+
+    def advance(self, text: str, template: object = None) -> int:
+        """Judge the sentences that a draft has so far; `request` or `result` changes if one is unfit.
+
+        Args:
+            text: the draft from its beginning, as far as it has arrived.
+            template: what the LLM returns, for the form of a reply in its place; None for a string, or
+                what was given before.
+
+        Returns:
+            How many characters of the draft may be shown: judged, and not followed by a rejection. 0
+            while the whole must be known first: where something unsafe is to be replaced or forestalled,
+            and with `stream_release="turn"`.
+
+        Raises:
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        if template is not None:
+            self._template = template
+        if not text.startswith(self._seen):  # another order of the same words
+            self._forget_draft()
+        self._seen = text
+        while (cut := next_cut(text, self._cuts[-1] if self._cuts else 0)) is not None:
+            verdict = self._judge(text[self._tail(cut) : cut], judge_seconds=0.0)
+            # Where the encoder is unsure the judge decides, about the whole reply: until then it is held.
+            sure = verdict.status != "degraded"
+            if sure and (self._unfit(verdict) or (bool(self._told) and leaks(text[:cut], self._turns))):
+                self._latest = verdict
+                self._reject(text[:cut], verdict)
+                return 0
+            self._cuts.append(cut)
+            self._fit = cut if sure else self._fit
+        held = self._scored or self._guard.config.stream_release == "turn"
+        return 0 if held else self._fit
+
+    def has_more(self, text: str) -> bool:
+        """Return True if `advance` would judge something; costs next to nothing."""
+        start = self._cuts[-1] if self._cuts and text.startswith(self._seen) else 0
+        return next_cut(text, start) is not None
+
+    @property
+    def _strategy(self) -> Strategy:
+        """How the draft at hand came about."""
+        return "regenerated" if self._attempts else "guided" if self._told else "pass"
+
+    @property
+    def _scored(self) -> bool:
+        """True where a reply is to replace, or to forestall, something unsafe: it must be a good one."""
+        return self._verdict_in.flagged or bool(self._draft) or self._wanted
+
+    def _settled(self, asked: int) -> bool:
+        """Return True if the draft of that call was rejected meanwhile."""
+        return self.result is not None or self.calls != asked
+
+    def _tail(self, cut: int) -> int:
+        """Return where the text begins that is judged for the sentence that ends at `cut`."""
+        starts = [0, *self._cuts]
+        return next((start for start in starts if cut - start <= SENTENCES_TOGETHER), starts[-1])
+
+    def _reject(self, text: str, verdict: Verdict, found: _Found | None = None) -> None:
+        """Have the LLM try again, or repair."""
+        self._note(self._strategy, True, verdict, text, found)
         if verdict.flagged:
-            self._draft, self._broken, self._fitting = turn.text, verdict.rules, None
-        if self._calls < self._guard.config.max_attempts and self._has_time:
+            self._draft, self._broken, self._fitting = text, verdict.rules, None
+        if self.calls < self._max_attempts and self._has_time:
             self._ask(AGAIN if verdict.flagged else GUIDANCE_HEAD, self._to_guide_by(verdict))
         else:
             self._repair(verdict)
+
+    def _forget_draft(self) -> None:
+        self._seen, self._cuts, self._fit = "", [], 0
 
     def replace(self, draft: str) -> None:
         """Repair without calling the LLM, whatever the guard thinks of the draft; `result` is set.
@@ -153,7 +247,7 @@ class Session:
         Raises:
             ModelError: a stage failed and `on_error` is "raise".
         """
-        verdict = self._guard.check(self._messages, judge_seconds=self.seconds_left)
+        verdict = self._check(self._messages)
         self._verdict_in = self._latest = verdict
         self._wanted = True
         if draft.strip():
@@ -170,8 +264,7 @@ class Session:
         """
         if not self._attempts and not isinstance(error, DeadlineError):
             raise error
-        strategy: Strategy = "regenerated" if self._attempts else "pass"
-        self._note_error(strategy, error)
+        self._note_error("regenerated" if self._attempts else "pass", error)
         self._repair(self._latest)
 
     def _intervene(self, verdict: Verdict) -> None:
@@ -200,13 +293,14 @@ class Session:
             return self._told or unique_rules(self._verdict_in.rules)
         turns = (*self._turns, Turn("assistant", self._draft)) if self._draft else self._turns
         try:
-            fitting = self._guard.repairer.fitting_rules(turns, matches)
+            fitting = self._relevance_step(lambda: self._guard.repairer.fitting_rules(turns, matches))
         except GuardrailError as error:
             return self._after_failure(error, unique_rules(matches))
         return fitting or (self._told or unique_rules(matches) if wrong else ())
 
     def _ask(self, head: str, rules: Sequence[Rule]) -> None:
-        self._calls += 1
+        self.calls += 1
+        self._forget_draft()
         self._told = tuple(rules)
         self.request = add_guidance(self._messages, guidance(rules, head)) if rules else self._messages
 
@@ -217,7 +311,7 @@ class Session:
         fixed sentence says that there is no answer.
         """
         self.request = None
-        if not (verdict.flagged or self._verdict_in.flagged or self._draft or self._wanted):
+        if not (verdict.flagged or self._scored):
             self._finish_unavailable(verdict)
             return
         near = self._near()
@@ -229,7 +323,13 @@ class Session:
     def _rewrite(self, rules: Sequence[Rule]) -> None:
         """Score what the rewrite model writes; `result` is set if one of it passes."""
         try:
-            texts = self._guard.repairer.rewritten(self._turns, rules, self._draft, self.seconds_left)
+            left = self.seconds_left
+            texts = self._guard.repair_step(
+                "rewriter",
+                lambda: self._guard.repairer.rewritten(self._turns, rules, self._draft, left),
+                # It is asked to stop by itself before; this is for one that hangs.
+                None if left is None else left + LEAST_SECONDS,
+            )
         except Exception as error:  # a rewrite model is a convenience: what is composed needs none
             self._note_error("rewritten", error)
             return
@@ -275,7 +375,7 @@ class Session:
             return named
         turns = (*self._turns, Turn("assistant", self._draft)) if self._draft else self._turns
         try:
-            ranked = self._guard.rank_rules(_messages(turns), NEAREST)
+            ranked = self._relevance_step(lambda: self._guard.rank_rules(_messages(turns), NEAREST))
         except GuardrailError as error:
             return self._after_failure(error, named)
         return unique_rules(sorted(ranked, key=lambda match: -match.similarity)[:NEAREST])
@@ -284,7 +384,7 @@ class Session:
         if self._guard.repairer.reads and not self._has_time:
             return ()
         try:
-            return self._guard.repairer.sayable_rules(self._turns, near)
+            return self._relevance_step(lambda: self._guard.repairer.sayable_rules(self._turns, near))
         except GuardrailError as error:
             return self._after_failure(error, ())
 
@@ -294,7 +394,8 @@ class Session:
             matches = (*self._broken, *self._verdict_in.rules)
             turns = (*self._turns, Turn("assistant", self._draft)) if self._draft else self._turns
             try:
-                self._fitting = self._guard.repairer.fitting_rules(turns, matches)[:RULES_IN_PLAY]
+                fitting = self._relevance_step(lambda: self._guard.repairer.fitting_rules(turns, matches))
+                self._fitting = fitting[:RULES_IN_PLAY]
             except GuardrailError as error:
                 self._fitting = self._after_failure(error, unique_rules(matches)[:RULES_IN_PLAY])
         return self._fitting
@@ -305,17 +406,25 @@ class Session:
 
     def _score(self, text: str, verdict: Verdict, *, any_length: bool = False) -> _Found:
         """Score a candidate that is to replace, or to forestall, something unsafe; others need no score."""
-        if not (self._verdict_in.flagged or self._draft or self._wanted):
+        if not self._scored:
             return _Found()
         config = self._guard.config
         rules = self._fitting_rules()
         try:
-            scores = self._guard.repairer.scores(self._turns, text, verdict, rules=rules, draft=self._draft)
+            scores = self._relevance_step(
+                lambda: self._guard.repairer.scores(
+                    self._turns, text, verdict, rules=rules, draft=self._draft
+                )
+            )
         except GuardrailError as error:
             if config.on_error == "raise":
                 raise
             return _Found(None, config.on_error == "allow", type(error).__name__)
         return _Found(scores, passes(scores, config, any_length=any_length))
+
+    def _relevance_step(self, call: Callable[[], T]) -> T:
+        left = self.seconds_left
+        return self._guard.repair_step("relevance", call, None if left is None else max(left, LEAST_SECONDS))
 
     def _after_failure(self, error: GuardrailError, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         """Go on without the relevance model, unless a failure is to be raised."""
@@ -332,11 +441,20 @@ class Session:
         self._note("unavailable", False, verdict)
         self.result = self._reply(UNAVAILABLE, self._formed(UNAVAILABLE), verdict, "unavailable")
 
-    def _judge(self, text: str, skipped: int = 0) -> Verdict:
+    def _judge(self, text: str, skipped: int = 0, judge_seconds: float | None = None) -> Verdict:
         """Judge a candidate after the conversation; `skipped` parts of it could not be read."""
         unread = [{"type": "unread"}] * skipped
         messages = [*_messages(self._turns), {"role": "assistant", "content": [text, *unread]}]
-        return self._guard.check(messages, judge_seconds=self.seconds_left)
+        return self._check(messages, judge_seconds)
+
+    def _check(self, messages: Messages, judge_seconds: float | None = None) -> Verdict:
+        """Judge within the time that is left; some is always granted, as nothing may go unjudged."""
+        left = self.seconds_left
+        return self._guard.check(
+            messages,
+            seconds=None if left is None else max(left, LEAST_SECONDS),
+            judge_seconds=left if judge_seconds is None else judge_seconds,
+        )
 
     def _unfit(self, verdict: Verdict) -> bool:
         """Return True if a candidate must not be shown: flagged, or not read whole and so not judged.

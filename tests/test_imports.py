@@ -157,7 +157,10 @@ def test_the_parts_know_only_what_lies_below_them():
         "callables.py": set(),
         "judging.py": {"errors", "normalize", "types"},
         "judges.py": {"callables", "errors", "judging"},
-        "second_opinion.py": {"errors", "judges", "judging"},
+        "second_opinion.py": {"errors", "judges", "judging", "threads"},
+        "threads.py": set(),
+        "sentences.py": set(),
+        "deltas.py": set(),
         "windows.py": set(),
         "normalize.py": set(),
         "conversation.py": {"errors", "types"},
@@ -172,8 +175,13 @@ def test_the_parts_know_only_what_lies_below_them():
         | {"rewrite_format", "rules", "types"},
         "outcome.py": {"repair", "types"},
         "session.py": {"callables", "compose", "conversation", "errors", "guidance", "outcome", "quote"}
-        | {"repair", "reply_form", "rules", "types", "pipeline"},
-        "middleware.py": {"callables", "conversation", "errors", "outcome", "session", "pipeline"},
+        | {"repair", "reply_form", "rules", "sentences", "types", "pipeline"},
+        "calling.py": {"callables", "errors", "session"},
+        "streaming.py": {"outcome", "reply_form", "session"},
+        "stream_forms.py": {"conversation", "deltas", "outcome", "reply_form", "streaming"},
+        "stream_drivers.py": {"calling", "outcome", "streaming", "pipeline"},
+        "middleware.py": {"callables", "calling", "conversation", "errors", "outcome", "session"}
+        | {"stream_drivers", "stream_forms", "streaming", "pipeline"},
     }
     for path, names in RUNTIME:
         if path.parent == ROOT and path.name in below:

@@ -1,0 +1,160 @@
+"""Call an LLM, or read its stream, within a time limit, from sync and from async code.
+
+A sync call cannot be stopped: one that takes too long is left to itself, in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import copy_context
+from typing import Any
+
+from .callables import is_async
+from .errors import InputError
+from .session import DeadlineError
+
+END = object()
+"""What `next_within` and `anext_within` return at the end of a stream."""
+
+
+def call_within(seconds: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function, in a thread of its own if there is a limit.
+
+    Raises:
+        DeadlineError: it took longer.
+        BaseException: whatever the function raises.
+    """
+    if seconds is None:
+        return function(*args, **kwargs)
+    box: list[Any] = []
+    failed: list[BaseException] = []
+    late = threading.Event()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            box.append(context.run(function, *args, **kwargs))
+        except BaseException as error:
+            failed.append(error)
+        if late.is_set() and box:
+            close(box[0])  # a stream that nobody will read
+
+    thread = threading.Thread(target=run, name="guarded-llm-call", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not box:
+        late.set()
+        raise DeadlineError
+    return box[0]
+
+
+async def acall_within(seconds: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call an async function on this loop, or a sync one in a thread; what it raises comes through.
+
+    Raises:
+        DeadlineError: it took longer.
+    """
+    return await _awaited_within(seconds, _acall(function, *args, **kwargs))
+
+
+def opened(reply: Any) -> Any:
+    """Return an iterator over what an LLM returned: a stream's own, or one of a single whole reply.
+
+    Raises:
+        InputError: it is an awaitable or an async stream, which sync code cannot read.
+    """
+    if inspect.isawaitable(reply) or hasattr(reply, "__anext__") or hasattr(reply, "__aiter__"):
+        close(reply)
+        raise InputError(
+            "expected a sync LLM, its call returned an awaitable or an async stream; use the async form"
+        )
+    return iter(reply) if is_stream(reply) else iter([reply])
+
+
+def aopened(reply: Any) -> Any:
+    """Return an iterator, async where the LLM's stream is, over what it returned."""
+    if hasattr(reply, "__aiter__"):
+        return aiter(reply)
+    return opened(reply)
+
+
+def is_stream(reply: object) -> bool:
+    """Return True if an LLM returned a stream: something iterable that is neither text nor a message."""
+    whole = isinstance(reply, str | bytes | Mapping | list | tuple) or hasattr(reply, "content")
+    return not whole and isinstance(reply, Iterable) or hasattr(reply, "__aiter__")
+
+
+def next_within(seconds: float | None, stream: Iterator[Any]) -> Any:
+    """Return the next item of a stream, or `END`.
+
+    Raises:
+        DeadlineError: it took longer; the stream is closed when it comes round.
+        BaseException: whatever the stream raises.
+    """
+    if seconds is None:
+        return next(stream, END)
+    late = threading.Event()
+
+    def read() -> Any:
+        item = next(stream, END)
+        if late.is_set():
+            close(stream)
+        return item
+
+    try:
+        return call_within(seconds, read)
+    except DeadlineError:
+        late.set()
+        raise
+
+
+async def anext_within(seconds: float | None, stream: Any) -> Any:
+    """Do as `next_within`, for an async stream, or a sync one, which is read in threads."""
+    if hasattr(stream, "__anext__"):
+        return await _awaited_within(seconds, anext(stream, END))
+    return await _awaited_within(seconds, asyncio.to_thread(next, stream, END))
+
+
+def close(stream: Any) -> None:
+    """Close a stream or a coroutine, if it can be; it is done with, so its own complaints are not heard."""
+    try:
+        if hasattr(stream, "close"):
+            stream.close()
+    except Exception:  # e.g. a generator that still runs in the thread that was left behind
+        pass
+
+
+async def aclose(stream: Any) -> None:
+    """Close an async or a sync stream likewise."""
+    try:
+        if hasattr(stream, "aclose"):
+            await stream.aclose()
+        elif hasattr(stream, "close"):
+            closing = stream.close()
+            if inspect.isawaitable(closing):
+                await closing
+    except Exception:
+        pass
+
+
+async def _awaited_within(seconds: float | None, awaitable: Any) -> Any:
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            return await awaitable
+    except TimeoutError:
+        if scope.expired():
+            raise DeadlineError from None
+        raise
+
+
+async def _acall(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if is_async(function):
+        return await function(*args, **kwargs)
+    reply = await asyncio.to_thread(function, *args, **kwargs)
+    return await reply if inspect.isawaitable(reply) else reply
