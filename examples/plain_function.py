@@ -1,5 +1,7 @@
 """Put the guard around any function that takes messages and returns a reply."""
 
+from collections.abc import Iterator
+
 import guardrail
 
 
@@ -26,3 +28,15 @@ for match in verdict.rules:
     print(f"  breaks {match.rule.id}: {match.rule.text}")
 print("the LLM alone:  ", llm(conversation))
 print("with the guard: ", safe_llm(conversation))
+
+
+def streaming_llm(messages: list[dict[str, str]]) -> Iterator[str]:
+    """Stand in for an LLM that streams."""
+    for word in llm(messages).split(" "):
+        yield f"{word} "
+
+
+print("as a stream:     ", end="")
+for piece in guard.wrap(streaming_llm)(conversation):  # each sentence is judged before it comes
+    print(piece, end="", flush=True)
+print()
