@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from .callables import is_async
 from .errors import InputError
 from .session import DeadlineError
+from .threads import Workers
+
+# Sync LLMs, and sync streams, that async code may wait for at a time.
+MOST_CALLS = 256
+_calls = Workers(MOST_CALLS, sys.maxsize, "guarded-llm-call")
 
 END = object()
 """What `next_within` and `anext_within` return at the end of a stream."""
@@ -49,6 +57,8 @@ def call_within(seconds: float | None, function: Callable[..., Any], *args: Any,
         raise failed[0]
     if not box:
         late.set()
+        for reply in box:  # it came at this very moment
+            close(reply)
         raise DeadlineError
     return box[0]
 
@@ -66,8 +76,10 @@ def opened(reply: Any) -> Any:
     """Return an iterator over what an LLM returned: a stream's own, or one of a single whole reply.
 
     Raises:
-        InputError: it is an awaitable or an async stream, which sync code cannot read.
+        InputError: it is nothing, or it is an awaitable or an async stream, which sync code cannot read.
     """
+    if reply is None:
+        raise InputError("expected the LLM to return a reply or a stream, got None; return one of these")
     if inspect.isawaitable(reply) or hasattr(reply, "__anext__") or hasattr(reply, "__aiter__"):
         close(reply)
         raise InputError(
@@ -117,7 +129,7 @@ async def anext_within(seconds: float | None, stream: Any) -> Any:
     """Do as `next_within`, for an async stream, or a sync one, which is read in threads."""
     if hasattr(stream, "__anext__"):
         return await _awaited_within(seconds, anext(stream, END))
-    return await _awaited_within(seconds, asyncio.to_thread(next, stream, END))
+    return await _awaited_within(seconds, _in_thread(lambda: next(stream, END), stream))
 
 
 def close(stream: Any) -> None:
@@ -156,5 +168,22 @@ async def _awaited_within(seconds: float | None, awaitable: Any) -> Any:
 async def _acall(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if is_async(function):
         return await function(*args, **kwargs)
-    reply = await asyncio.to_thread(function, *args, **kwargs)
+    reply = await _in_thread(lambda: function(*args, **kwargs))
     return await reply if inspect.isawaitable(reply) else reply
+
+
+async def _in_thread(call: Callable[[], Any], stream: Any = None) -> Any:
+    """Run a call in a thread; the stream that it reads, or returns, is closed if nobody waits any more."""
+    future = _calls.submit(call)
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(partial(_abandon, stream))
+        raise
+
+
+def _abandon(stream: Any, done: Future[Any]) -> None:
+    if stream is not None:
+        close(stream)
+    elif not done.cancelled() and done.exception() is None:
+        close(done.result())

@@ -33,6 +33,8 @@ class GuardConfig(BaseModel):
             replies, or "guide" the LLM as for caution. `wrap` and `generate` also take a function.
         max_attempts: calls of the LLM for one reply, the first included.
         deadline_ms: time for one guarded reply, milliseconds; None for no limit.
+        grace_ms: time for each judgement once that is used up, milliseconds: what is said in the LLM's place
+            must be judged too.
         check_deadline_ms: time for one judgement, waiting included, milliseconds; then the guard counts as
             failed and `on_error` decides. None for no limit; a judgement then runs in the caller's thread.
         max_waiting: under asyncio and with a deadline, judgements that may wait for a thread; one more is
@@ -68,6 +70,7 @@ class GuardConfig(BaseModel):
     on_intervention: OnIntervention = "reply"
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    grace_ms: Annotated[float, Field(gt=0)] = 1000.0
     check_deadline_ms: Annotated[float, Field(gt=0)] | None = None
     max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     stream_release: Literal["sentence", "turn"] = "sentence"

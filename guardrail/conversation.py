@@ -43,7 +43,10 @@ ROLES: dict[str, Role] = {
 TEXT_PARTS = frozenset(
     "text input_text output_text reasoning reasoning_content thinking redacted_thinking refusal".split()
 )
-CALL_PARTS = frozenset("tool_use tool_call function_call server_tool_call server_tool_use".split())
+CALL_PARTS = frozenset(
+    """tool_use tool_call tool_call_chunk invalid_tool_call function_call
+    server_tool_call server_tool_call_chunk server_tool_use""".split()
+)
 ARGUMENTS = ("arguments", "args", "input")
 # Where a message may hold words beside its content, and where such a value nests them.
 BESIDE = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "refusal", "audio")

@@ -5,8 +5,10 @@ Knows windows, vectors and the rule index; knows nothing about text or about wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from .calibration import Calibration, intervention_log_odds, unsafe_log_odds
 from .errors import ModelError
 from .protocols import EncoderOutput
 from .rule_index import RuleIndex
+
+LEVELS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,29 @@ class Judgement:
     rules: tuple[RuleScore, ...]
 
 
+def checked(output: EncoderOutput, windows: int, dimension: int) -> EncoderOutput:
+    """Return what an encoder gave for a number of windows, if it is whole.
+
+    A row that is missing is a window that nobody judged, and a comparison with NaN is False: unseen, either
+    would look safe.
+
+    Raises:
+        ModelError: an array is of another shape than it must have, or not finite.
+    """
+    shapes = {
+        "embeddings": (windows, dimension),
+        "violations": (windows, dimension),
+        "level_logits": (windows, LEVELS),
+    }
+    for name, shape in shapes.items():
+        array = getattr(output, name)
+        if np.shape(array) != shape:
+            raise ModelError("encoder", f"expected {name} of shape {shape}, got {np.shape(array)}")
+        if not np.isfinite(array).all():
+            raise ModelError("encoder", f"expected finite {name}, got NaN or infinity")
+    return output
+
+
 def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top_k: int) -> Judgement:
     """Judge one conversation from the outputs of all its windows.
 
@@ -61,13 +88,12 @@ def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top
         top_k: rules that are retrieved per window.
 
     Raises:
-        ModelError: the encoder's outputs are not finite or do not fit the index.
+        ModelError: the encoder's outputs are not finite or do not fit the index, or the index fails.
     """
-    if not np.isfinite(output.level_logits).all():  # a comparison with NaN is False: it would look safe
-        raise ModelError("detector", "expected finite level logits, got NaN or infinity")
+    output = checked(output, len(output.level_logits), index.dimension)
     odds = unsafe_log_odds(output.level_logits)
     worst = int(np.argmax(odds))
-    hits = index.search(output.embeddings, top_k)
+    hits = retrieve(index, output.embeddings, top_k)
     best: dict[int, RuleScore] = {}
     for window, found in enumerate(hits):
         for score in _score(
@@ -83,6 +109,22 @@ def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top
     )
 
 
+def retrieve(index: RuleIndex, embeddings: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+    """Return for each of n embeddings its nearest rules; an index that finds none would let all pass.
+
+    Raises:
+        ModelError: there are not n lists, one is empty, or something in it is no rule or no cosine.
+    """
+    hits = index.search(embeddings, k)
+    if len(hits) != len(embeddings) or not all(hits):
+        raise ModelError("index", f"expected rules for each of {len(embeddings)} windows, got too few")
+    known = range(len(index))
+    for position, cosine in chain.from_iterable(hits):
+        if position not in known or not math.isfinite(cosine):
+            raise ModelError("index", f"expected positions below {len(known)} with a cosine, got another")
+    return hits
+
+
 def _score(
     found: Sequence[tuple[int, float]],
     violation: np.ndarray,
@@ -95,6 +137,8 @@ def _score(
     cosines = np.array([cosine for _, cosine in found])
     products = index.vectors(positions) @ violation
     probabilities = calibration.rule(products, odds, cosines)
+    if not np.isfinite(probabilities).all():
+        raise ModelError("index", "expected finite vectors, got NaN or infinity")
     return [
         RuleScore(position, float(cosine), float(probability), window)
         for position, cosine, probability in zip(positions, cosines, probabilities, strict=True)

@@ -60,7 +60,7 @@ def generate(
         InputError: messages or the LLM's return value cannot be read.
         Exception: whatever the LLM raises in its first call.
     """
-    session = Session(guard, messages, on_intervention, form)
+    session = Session(guard, messages, on_intervention, form, hold=True)
     outcome = _drive(session, with_arguments(llm, args, kwargs), form)
     if isinstance(outcome, GuardedReply):
         return outcome
@@ -80,7 +80,7 @@ async def agenerate(
     **kwargs: Any,
 ) -> GuardedReply:
     """Do as `generate`, with an async or a sync LLM; judging and sync calls run in threads."""
-    session = Session(guard, messages, on_intervention, form)
+    session = Session(guard, messages, on_intervention, form, hold=True)
     outcome = await _adrive(guard, session, with_arguments(llm, args, kwargs), form)
     if isinstance(outcome, GuardedReply):
         return outcome
@@ -219,7 +219,7 @@ def _drive(
             )
         if is_stream(reply):
             stream = ReplyStream(session, PlainForm(form))
-            return GuardedStream(stream, _first(reply, call), started=True)
+            return GuardedStream(stream, call, started=True, upstream=reply)
         session.offer(reply)
     return session.result
 
@@ -237,19 +237,9 @@ async def _adrive(
             continue
         if is_stream(reply):
             stream = ReplyStream(session, PlainForm(form))
-            return AsyncGuardedStream(guard, stream, _first(reply, call), started=True)
+            return AsyncGuardedStream(guard, stream, call, started=True, upstream=reply)
         await guard.in_thread(partial(session.offer, reply))
     return session.result
-
-
-def _first(reply: Any, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a callable that gives the reply that is there already, and calls the LLM from then on."""
-    there = [reply]
-
-    def call_or_reply(request: Any) -> Any:
-        return there.pop() if there else call(request)
-
-    return call_or_reply
 
 
 def _like(wrapper: Callable[..., Any], llm: Callable[..., Any]) -> Callable[..., Any]:

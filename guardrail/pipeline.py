@@ -32,18 +32,18 @@ from .compose import Composer
 from .config import GuardConfig
 from .conversation import Conversation, Messages, read_conversation
 from .decision import Decision, decide, revise
-from .detector import Judgement, RuleScore, judge
+from .detector import Judgement, RuleScore, checked, judge, retrieve
 from .errors import ArtifactError, ConfigError, GuardrailError, InputError, ModelError
 from .judges import as_judge
 from .judging import MAX_RULES, Question, frame
 from .lazy import Lazy
-from .protocols import Encoder
+from .protocols import Encoder, EncoderOutput
 from .reading import Reading, read, rule_windows
 from .repair import Repairer
 from .rule_index import RuleIndex
 from .rules import Rule, as_rule
 from .second_opinion import Answer, SecondOpinion
-from .threads import OverloadedError, Workers
+from .threads import PART_FAILURES, OverloadedError, Workers
 from .types import Action, Coverage, Level, RuleMatch, Verdict
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Guardrail:
         self.band = _band(self.calibration.band, self.thresholds, self.config)
         self._second = _second_opinion(judge, self.config)
         self._encoder = encoder
-        self._checks, self._steps = _workers(self.config, judge)
+        self._checks, self._repairs, self._steps = _workers(self.config, judge)
         self._lock = threading.Lock()
         self._repairer: Repairer | None = None
         self._relevance = _lazy_relevance(relevance, self.config.threads)
@@ -309,7 +309,7 @@ class Guardrail:
         guard.thresholds = _thresholds(self.thresholds, GuardConfig.of(**settings))
         guard.band = _band(self.calibration.band, guard.thresholds, guard.config)
         guard._second = _second_opinion(judge, guard.config)
-        guard._checks, guard._steps = _workers(guard.config, judge)
+        guard._checks, guard._repairs, guard._steps = _workers(guard.config, judge)
         return guard
 
     def add_rules(self, rules: Iterable[str | Mapping[str, Any] | Rule]) -> tuple[Rule, ...]:
@@ -388,8 +388,8 @@ class Guardrail:
         if not readings[0].normalized.text.strip():
             raise InputError("expected a query, got blank text")
         known = self._known
-        output = _stage("encoder", self._encoder.encode, [readings[0].packing.windows[0].ids])
-        (hits,) = known.index.search(output.embeddings, k)
+        output = self._encode([readings[0].packing.windows[0].ids])
+        (hits,) = _stage("index", retrieve, known.index, output.embeddings, k)
         return [(known.rules[position], cosine) for position, cosine in hits]
 
     @property
@@ -502,17 +502,33 @@ class Guardrail:
         known = self._known
         conversation = read_conversation(messages)
         readings, _ = self._read(conversation)
-        windows = [window.ids for window in readings[0].packing.windows]
-        output = _stage("encoder", self._encoder.encode, windows)
+        output = self._encode([window.ids for window in readings[0].packing.windows])
         judgement = _stage(
             "detector", judge, output, known.index, self.calibration, max(k, self.config.top_k)
         )
         return _matches(judgement.rules[:k], known, conversation, readings[0])
 
+    def check_canary(self) -> None:
+        """Check that the model still flags its canary and not its twin, as `load` does.
+
+        A guard that was made from parts has no canary; its encoder must then read a sentence.
+
+        Raises:
+            ArtifactError: it does not.
+            ModelError: a stage failed.
+        """
+        if self._canary is None:
+            self._judge(read_conversation("hello"), None)
+        else:
+            self._check_canary(self._canary, str(self._folder))
+
     def _open(self, conversation: Conversation, seconds: float | None = None) -> Verdict | _Unsure:
         """Return the verdict, or what a judge is to be asked; what `on_error` says if the guard fails."""
         try:
-            return self._within(lambda: self._judge(conversation, self._second), self._limit(seconds))
+            limit = self._limit(seconds)
+            if limit is None:
+                return self._judge(conversation, self._second)
+            return self._checks.run(lambda: self._judge(conversation, self._second), limit)
         except Exception as error:
             return self._failed(conversation, error)
 
@@ -522,12 +538,10 @@ class Guardrail:
         limits = [limit for limit in (seconds, deadline and deadline / 1000) if limit is not None]
         return min(limits, default=None)
 
-    def _within(self, call: Callable[[], T], seconds: float | None) -> T:
-        """Run a call here, or with a time limit in a thread: what hangs there is left behind."""
-        return call() if seconds is None else self._checks.run(call, seconds)
-
     def repair_step(self, stage: str, call: Callable[[], T], seconds: float | None) -> T:
         """Run a part of a repair within a time limit; for `Session`.
+
+        In threads of its own: one that hangs must not keep replies from being judged.
 
         Args:
             stage: its name, for the error.
@@ -539,7 +553,7 @@ class Guardrail:
             Exception: whatever the call raises.
         """
         try:
-            return self._within(call, seconds)
+            return call() if seconds is None else self._repairs.run(call, seconds)
         except (TimeoutError, OverloadedError) as error:
             raise ModelError(stage, f"failed with {type(error).__name__}") from error
 
@@ -618,7 +632,7 @@ class Guardrail:
         return found
 
     def _decide(self, reading: Reading, known: _Known) -> tuple[Reading, Judgement, Decision]:
-        output = _stage("encoder", self._encoder.encode, [window.ids for window in reading.packing.windows])
+        output = self._encode([window.ids for window in reading.packing.windows])
         judgement = _stage("detector", judge, output, known.index, self.calibration, self.config.top_k)
         return reading, judgement, decide(judgement, self.thresholds, self.config.max_rules)
 
@@ -659,7 +673,13 @@ class Guardrail:
         )
 
     def _embed_rules(self, rules: Sequence[Rule]) -> Any:
-        return self._encoder.encode(rule_windows(rules, self._encoder)).embeddings
+        return self._encode(rule_windows(rules, self._encoder)).embeddings
+
+    def _encode(self, windows: Sequence[Sequence[int]]) -> EncoderOutput:
+        found: EncoderOutput = _stage(
+            "encoder", lambda: checked(self._encoder.encode(windows), len(windows), self._encoder.dimension)
+        )
+        return found
 
     def _check_canary(self, canary: Canary, where: str) -> None:
         unsafe, safe = (
@@ -759,8 +779,8 @@ def _model_in(folder: Path, description: str) -> Path:
     return folder
 
 
-def _workers(config: GuardConfig, judge: Any) -> tuple[Workers, Workers]:
-    """Return threads for judgements, and threads for the steps of guarded replies, which may wait for them.
+def _workers(config: GuardConfig, judge: Any) -> tuple[Workers, Workers, Workers]:
+    """Return threads for judgements, for repairs, and for the steps of guarded replies, which wait for both.
 
     Few at a time: more would not be faster, and would keep the event loop from its turn. A step that waits
     for a judge computes nothing, so there is room for more of these.
@@ -768,6 +788,7 @@ def _workers(config: GuardConfig, judge: Any) -> tuple[Workers, Workers]:
     steps = config.workers + (config.judge_workers if judge is not None else 0)
     return (
         Workers(config.workers, config.max_waiting, "guardrail-check"),
+        Workers(config.workers, config.max_waiting, "guardrail-repair"),
         Workers(steps, sys.maxsize, "guardrail-step"),
     )
 
@@ -789,5 +810,5 @@ def _stage(name: str, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except GuardrailError:
         raise
-    except Exception as error:
+    except PART_FAILURES as error:
         raise ModelError(name, f"failed with {type(error).__name__}") from error

@@ -20,6 +20,7 @@ from .guidance import AGAIN, GUIDANCE_HEAD, GUIDANCE_TAIL
 from .lazy import Lazy
 from .rewrite_format import CHAT_DRAFT, CHAT_SYSTEM, RewriteInput
 from .rules import Rule
+from .threads import PART_FAILURES
 from .types import RuleMatch, Turn, Verdict
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Repairer:
     def rewritten(
         self, turns: Sequence[Turn], rules: Sequence[Rule], draft: str, seconds: float | None
     ) -> tuple[str, ...]:
-        """Return candidates of the rewrite model; none without one.
+        """Return candidates of the rewrite model, at most as many as asked for; none without one.
 
         Args:
             turns: the conversation, without the draft.
@@ -192,15 +193,19 @@ class Repairer:
 
         Raises:
             ModelError: it returned something that is not text.
-            Exception: whatever the rewrite model raises.
+            BaseException: whatever the rewrite model raises.
         """
         if self._rewriter is None:
             return ()
         item = RewriteInput(tuple(turns), tuple(rule.text for rule in rules), draft)
         texts = self._rewriter.get().rewrite(item, count=self._samples, seconds=seconds)
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts or ()):
-            raise ModelError("rewriter", "expected a sequence of texts, got something else")
-        return tuple(texts or ())
+        if texts is None:
+            return ()
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise ModelError("rewriter", f"expected a sequence of texts, got {type(texts).__name__}")
+        if not all(isinstance(text, str) for text in texts):
+            raise ModelError("rewriter", "expected a sequence of texts, got something else in it")
+        return tuple(texts[: self._samples])
 
     def composed(
         self, turns: Sequence[Turn], rules: Sequence[Rule], *, quote: str, grave: bool, near: Sequence[Rule]
@@ -259,10 +264,13 @@ class Repairer:
         assert self._relevance is not None
         try:
             found = list(self._relevance.get().relations(turns, statements))
+            in_range = all(0 <= p <= 1 for relation in found for p in (relation.about, relation.broken))
         except GuardrailError:
             raise
-        except Exception as error:  # somebody's own model may raise anything, with a user's text in it
+        except PART_FAILURES as error:  # somebody's own may raise anything, with a user's text in it
             raise ModelError("relevance", f"failed with {type(error).__name__}") from error
+        if not in_range:  # false for NaN too, which would slip through a maximum
+            raise ModelError("relevance", "expected probabilities in [0, 1], got another number or NaN")
         if len(found) != len(statements):
             raise ModelError("relevance", f"expected {len(statements)} relations, got {len(found)}")
         return found

@@ -6,12 +6,23 @@ import re
 
 # Longest piece without a sentence end, characters: then it is cut between two words, or anywhere.
 MOST_CHARACTERS = 240
-_CLOSERS = "[\"'”’»)\\]}*_`]*"
-# A line's end, or the end of a sentence once the character behind it is known. Text in scripts that put no
-# space between sentences has marks of its own for their end.
-_END = re.compile(rf"(?=\n)|[.!?…]+{_CLOSERS}(?=\s)|[。！？｡]+{_CLOSERS}(?=[^。！？｡\"'”’»)\]}}*_`])")
-# "1." of a list, "J." of a name, "e.g.": the full stop ends no sentence.
-_NO_END = re.compile(r"(?:^|[\s(\"'“‘])(?:\d{1,3}|(?:[^\W\d_]\.)*[^\W\d_])\.$")
+# Marks that end a sentence where space follows, and marks of scripts that put no space between sentences.
+_MARKS = ".!?…؟۔।॥։።။។"
+_WIDE_MARKS = "。！？｡"
+_CLOSERS = "\"'”’»)\\]}*_`」』）】》"
+# A line's end, or the end of a sentence once the character behind it is known. A row of marks is tried once
+# only, from its beginning, so that the work grows with the text and not with its square.
+_END = re.compile(
+    rf"(?=\n)"
+    rf"|(?<![{_MARKS}])[{_MARKS}]++[{_CLOSERS}]*+(?=\s)"
+    rf"|(?<![{_WIDE_MARKS}])[{_WIDE_MARKS}]++[{_CLOSERS}]*+(?=[^{_WIDE_MARKS}{_CLOSERS}])"
+)
+# "1." of a list, "J." of a name, "e.g.", "Dr.": the full stop ends no sentence.
+_NO_END = re.compile(
+    r"(?:^|[\s(\"'“‘])(?:\d{1,3}|(?:[^\W\d_]\.)*[^\W\d_]"
+    r"|Mrs?|M[sx]|Drs?|Prof|St|Mt|Rev|Gen|Col|Capt|Sgt|Lt|Fig|vs|cf|ca|approx)\.$"
+)
+_ENDED = re.compile(rf"(?:[{_MARKS}{_WIDE_MARKS}][{_CLOSERS}]*|\n)\s*\Z")
 _SPACE = re.compile(r"\s")
 
 
@@ -36,3 +47,8 @@ def next_cut(text: str, start: int = 0) -> int | None:
         return None
     spaces = [found.start() for found in _SPACE.finditer(text, start + MOST_CHARACTERS // 2, limit + 1)]
     return spaces[-1] if spaces else limit
+
+
+def is_ended(text: str) -> bool:
+    """Return True if a text breaks off at the end of a sentence or a line."""
+    return _ENDED.search(text[-MOST_CHARACTERS:]) is not None

@@ -24,6 +24,7 @@ from .repair import NEAREST, Scores, leaks, passes, unique_rules
 from .reply_form import calls_tools, in_form
 from .rules import Rule
 from .sentences import next_cut
+from .threads import PART_FAILURES
 from .types import Action, Level, RuleMatch, Turn, Verdict
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ RULES_IN_PLAY = 2
 # 120 tokens, so that the work for each stays the same however long the reply. The end of the reply is judged
 # with all of it.
 SENTENCES_TOGETHER = 480
-# Time for one judgement behind the deadline, seconds: what is said then must be judged too.
-LEAST_SECONDS = 1.0
 
 
 class DeadlineError(TimeoutError):
@@ -64,9 +63,9 @@ class _Found:
 class Session:
     """One guarded reply, step by step. Call `start`, then `offer` or `fail` until `result` is set.
 
-    A draft that arrives in pieces may be shown to `advance` on its way. It is judged sentence by sentence
-    either way, each as the end of what was said so far, and as a whole at its end: so a draft in pieces
-    meets the same fate as the same draft whole.
+    A draft that arrives in pieces may be shown to `advance` on its way; once that sets `rejected`, stop the
+    LLM and call `go_on`. A draft is judged sentence by sentence either way, each as the end of what was
+    said so far, and as a whole at its end: so a draft in pieces meets the same fate as the same draft whole.
 
     Attributes:
         result: the outcome, once there is one.
@@ -81,6 +80,7 @@ class Session:
         on_intervention: OnIntervention | None = None,
         form: Callable[[str], Any] | None = None,
         max_attempts: int | None = None,
+        hold: bool = False,
     ) -> None:
         """Prepare a session; nothing is judged yet.
 
@@ -90,6 +90,7 @@ class Session:
             on_intervention: None takes the guard's setting.
             form: makes what is returned out of text that is not the LLM's own.
             max_attempts: None takes the guard's setting.
+            hold: nothing may be shown before the whole reply is judged, whatever `stream_release` says.
 
         Raises:
             InputError: the messages cannot be read.
@@ -103,6 +104,7 @@ class Session:
         self._turns = read_conversation(self._messages).turns
         self._attempts: list[Attempt] = []
         self._max_attempts = max_attempts or guard.config.max_attempts
+        self._hold = hold or guard.config.stream_release == "turn"
         self.calls = 0
         self._template: Any = ""
         self._started = self._last = time.monotonic()
@@ -118,6 +120,14 @@ class Session:
         self._seen = ""  # the draft, as far as it has arrived
         self._cuts: list[int] = []  # ends of its sentences that were judged
         self._fit = 0  # so much of it was judged fit to show
+        self._unsure = False  # the encoder was not sure of one of its sentences
+        self._doubted: list[str] = []  # sentences that it found unfit, but not surely
+        self._rejected: tuple[str, Verdict] | None = None  # an unfit beginning
+
+    @property
+    def verdict_in(self) -> Verdict:
+        """What the guard thinks of the conversation, once that was judged."""
+        return self._verdict_in
 
     @property
     def seconds_left(self) -> float | None:
@@ -151,11 +161,11 @@ class Session:
         """
         turn, skipped = read_reply(reply)
         self._template = reply
-        asked = self.calls
         self.advance(turn.text)
-        if self._settled(asked):
+        if self.rejected:
+            self.go_on()
             return
-        verdict = self._latest = self._judge(turn.text, skipped)
+        verdict = self._latest = self._without_doubt(self._judge(turn.text, skipped))
         unfit = self._unfit(verdict) or not turn.text.strip()
         unfit = unfit or (bool(self._told) and leaks(turn.text, self._turns))
         # A tool call is no answer to anybody: what it would do is judged, whom it speaks to is not asked.
@@ -168,7 +178,7 @@ class Session:
         self.result = self._reply(turn.text, reply, verdict, strategy)
 
     def advance(self, text: str, template: object = None) -> int:
-        """Judge the sentences that a draft has so far; `request` or `result` changes if one is unfit.
+        """Judge the sentences that a draft has so far; `rejected` is set if one is unfit.
 
         Args:
             text: the draft from its beginning, as far as it has arrived.
@@ -176,7 +186,8 @@ class Session:
                 what was given before.
 
         Returns:
-            How many characters of the draft may be shown: judged, and not followed by a rejection. 0
+            How many characters of the draft may be shown: those of the sentences that were judged fit,
+            also if the one behind them is not, so that it does not matter in what pieces they came. 0
             while the whole must be known first: where something unsafe is to be replaced or forestalled,
             and with `stream_release="turn"`.
 
@@ -192,14 +203,32 @@ class Session:
             verdict = self._judge(text[self._tail(cut) : cut], judge_seconds=0.0)
             # Where the encoder is unsure the judge decides, about the whole reply: until then it is held.
             sure = verdict.status != "degraded"
-            if sure and (self._unfit(verdict) or (bool(self._told) and leaks(text[:cut], self._turns))):
-                self._latest = verdict
-                self._reject(text[:cut], verdict)
-                return 0
+            unfit = self._unfit(verdict)
+            if (sure and unfit) or (bool(self._told) and leaks(text[:cut], self._turns)):
+                self._rejected = text[:cut], verdict
+                break
+            if unfit:
+                self._doubted.append(text[self._tail(cut) : cut])
             self._cuts.append(cut)
-            self._fit = cut if sure else self._fit
-        held = self._scored or self._guard.config.stream_release == "turn"
-        return 0 if held else self._fit
+            self._unsure = self._unsure or not sure
+            if not self._unsure and text[:cut].strip():  # space alone may turn out to be no reply
+                self._fit = cut
+        return 0 if self._hold or self._scored else self._fit
+
+    @property
+    def rejected(self) -> bool:
+        """True from the time when `advance` found the draft unfit until `go_on`."""
+        return self._rejected is not None
+
+    def go_on(self) -> None:
+        """Have the LLM try again, or repair, after `advance` has found the draft unfit.
+
+        Raises:
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        assert self._rejected is not None
+        (text, self._latest), self._rejected = self._rejected, None
+        self._reject(text, self._latest)
 
     def has_more(self, text: str) -> bool:
         """Return True if `advance` would judge something; costs next to nothing."""
@@ -216,10 +245,6 @@ class Session:
         """True where a reply is to replace, or to forestall, something unsafe: it must be a good one."""
         return self._verdict_in.flagged or bool(self._draft) or self._wanted
 
-    def _settled(self, asked: int) -> bool:
-        """Return True if the draft of that call was rejected meanwhile."""
-        return self.result is not None or self.calls != asked
-
     def _tail(self, cut: int) -> int:
         """Return where the text begins that is judged for the sentence that ends at `cut`."""
         starts = [0, *self._cuts]
@@ -235,8 +260,24 @@ class Session:
         else:
             self._repair(verdict)
 
+    def _without_doubt(self, verdict: Verdict) -> Verdict:
+        """Return the verdict on a reply, or the one on a sentence that the encoder doubted, if that is unfit.
+
+        A judge who knows the whole reply decides. If none was asked, as the encoder is sure of the whole, one
+        is asked about the sentence; if none answered, the encoder decides about the sentence too.
+        """
+        if verdict.judged_by == "judge" or self._unfit(verdict):
+            return verdict
+        seconds = 0.0 if verdict.status == "degraded" else None
+        for text in self._doubted:
+            doubted = self._judge(text, judge_seconds=seconds)
+            if self._unfit(doubted):
+                return doubted
+        return verdict
+
     def _forget_draft(self) -> None:
         self._seen, self._cuts, self._fit = "", [], 0
+        self._unsure, self._doubted, self._rejected = False, [], None
 
     def replace(self, draft: str) -> None:
         """Repair without calling the LLM, whatever the guard thinks of the draft; `result` is set.
@@ -328,9 +369,9 @@ class Session:
                 "rewriter",
                 lambda: self._guard.repairer.rewritten(self._turns, rules, self._draft, left),
                 # It is asked to stop by itself before; this is for one that hangs.
-                None if left is None else left + LEAST_SECONDS,
+                None if left is None else left + self._grace,
             )
-        except Exception as error:  # a rewrite model is a convenience: what is composed needs none
+        except PART_FAILURES as error:  # a rewrite model is a convenience: what is composed needs none
             self._note_error("rewritten", error)
             return
         best: tuple[float, str, Verdict] | None = None
@@ -404,6 +445,16 @@ class Session:
     def _has_time(self) -> bool:
         return self.seconds_left != 0.0
 
+    @property
+    def _grace(self) -> float:
+        return self._guard.config.grace_ms / 1000
+
+    @property
+    def _seconds_to_judge(self) -> float | None:
+        """Time for one judgement; None for no limit."""
+        left = self.seconds_left
+        return None if left is None else max(left, self._grace)
+
     def _score(self, text: str, verdict: Verdict, *, any_length: bool = False) -> _Found:
         """Score a candidate that is to replace, or to forestall, something unsafe; others need no score."""
         if not self._scored:
@@ -423,8 +474,10 @@ class Session:
         return _Found(scores, passes(scores, config, any_length=any_length))
 
     def _relevance_step(self, call: Callable[[], T]) -> T:
-        left = self.seconds_left
-        return self._guard.repair_step("relevance", call, None if left is None else max(left, LEAST_SECONDS))
+        limit, each = self._seconds_to_judge, self._guard.config.check_deadline_ms
+        if limit is None and each is not None:
+            limit = max(each / 1000, self._grace)
+        return self._guard.repair_step("relevance", call, limit)
 
     def _after_failure(self, error: GuardrailError, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         """Go on without the relevance model, unless a failure is to be raised."""
@@ -449,11 +502,10 @@ class Session:
 
     def _check(self, messages: Messages, judge_seconds: float | None = None) -> Verdict:
         """Judge within the time that is left; some is always granted, as nothing may go unjudged."""
-        left = self.seconds_left
         return self._guard.check(
             messages,
-            seconds=None if left is None else max(left, LEAST_SECONDS),
-            judge_seconds=left if judge_seconds is None else judge_seconds,
+            seconds=self._seconds_to_judge,
+            judge_seconds=self.seconds_left if judge_seconds is None else judge_seconds,
         )
 
     def _unfit(self, verdict: Verdict) -> bool:

@@ -30,16 +30,25 @@ if TYPE_CHECKING:
 class GuardedStream(Iterator[Any]):
     """The pieces of one guarded reply, each judged before it comes; may be closed, or left, at any time."""
 
-    def __init__(self, reply: ReplyStream, call: Callable[[Any], Any], *, started: bool = False) -> None:
+    def __init__(
+        self,
+        reply: ReplyStream,
+        call: Callable[[Any], Any],
+        *,
+        started: bool = False,
+        upstream: Any = None,
+    ) -> None:
         """Make it; nothing happens before the first piece is asked for.
 
         Args:
             reply: the state machine.
             call: calls the LLM with messages; returns its stream, or one whole reply.
             started: True if `reply.start` was called already.
+            upstream: what the LLM returned, if it was called already; it is closed in any case.
         """
         self._reply = reply
-        self._pieces = _pieces(reply, call, started)
+        self._upstream = upstream
+        self._pieces = _pieces(reply, call, started, upstream)
 
     @property
     def result(self) -> GuardedReply | None:
@@ -52,6 +61,7 @@ class GuardedStream(Iterator[Any]):
     def close(self) -> None:
         """Close the LLM's stream; no more pieces come."""
         self._pieces.close()
+        close(self._upstream)  # which a stream that was never begun knows nothing of
 
     def __enter__(self) -> GuardedStream:
         return self
@@ -64,7 +74,13 @@ class AsyncGuardedStream(AsyncIterator[Any]):
     """As `GuardedStream`, for async code; judging leaves the event loop free."""
 
     def __init__(
-        self, guard: Guardrail, reply: ReplyStream, call: Callable[[Any], Any], *, started: bool = False
+        self,
+        guard: Guardrail,
+        reply: ReplyStream,
+        call: Callable[[Any], Any],
+        *,
+        started: bool = False,
+        upstream: Any = None,
     ) -> None:
         """Make it; nothing happens before the first piece is asked for.
 
@@ -74,9 +90,11 @@ class AsyncGuardedStream(AsyncIterator[Any]):
             call: calls the LLM with messages; returns an async or a sync stream or one whole reply, or an
                 awaitable of one of these.
             started: True if `reply.start` was called already.
+            upstream: what the LLM returned, if it was called already; it is closed in any case.
         """
         self._reply = reply
-        self._pieces = _apieces(guard, reply, call, started)
+        self._upstream = upstream
+        self._pieces = _apieces(guard, reply, call, started, upstream)
 
     @property
     def result(self) -> GuardedReply | None:
@@ -89,6 +107,7 @@ class AsyncGuardedStream(AsyncIterator[Any]):
     async def aclose(self) -> None:
         """Close the LLM's stream; no more pieces come."""
         await self._pieces.aclose()
+        await aclose(self._upstream)
 
     async def __aenter__(self) -> AsyncGuardedStream:
         return self
@@ -97,83 +116,93 @@ class AsyncGuardedStream(AsyncIterator[Any]):
         await self.aclose()
 
 
-def _pieces(reply: ReplyStream, call: Callable[[Any], Any], started: bool) -> Generator[Any, None, None]:
+def _pieces(
+    reply: ReplyStream, call: Callable[[Any], Any], started: bool, upstream: Any
+) -> Generator[Any, None, None]:
     if not started:
         reply.start()
     yield from reply.take()
     while reply.result is None:
-        upstream: Any = None
         try:
             try:
-                upstream = call_within(reply.seconds_left, call, reply.request)
+                if upstream is None:
+                    upstream = call_within(reply.seconds_left, call, reply.request)
             except Exception as error:
-                reply.fail(error)
+                then: Callable[[], None] = partial(reply.fail, error)
             else:
-                yield from _read(reply, opened(upstream))
+                then = yield from _read(reply, opened(upstream))
         finally:
             close(upstream)
+        upstream = None
+        yield from reply.take()  # what was fit before the rest was not
+        then()
         yield from reply.take()
 
 
-def _read(reply: ReplyStream, upstream: Iterator[Any]) -> Iterator[Any]:
-    """Read the LLM's stream until it ends, fails, or is not wanted any more."""
+def _read(reply: ReplyStream, stream: Iterator[Any]) -> Generator[Any, None, Callable[[], None]]:
+    """Read the LLM's stream until it ends, fails, or is not wanted any more; return what comes then.
+
+    That may take long, so the LLM's stream is closed before.
+    """
     try:
         while True:
             try:
-                item = next_within(reply.seconds_left, upstream)
+                item = next_within(reply.seconds_left, stream)
             except Exception as error:
-                reply.fail(error)
-                return
+                return partial(reply.fail, error)
             if item is END:
-                reply.finish()
-                return
+                return reply.finish
             if reply.feed(item):
                 reply.judge()
                 if reply.closed:
-                    return
+                    return reply.go_on
                 yield from reply.take()
     finally:
-        close(upstream)
+        close(stream)
 
 
 async def _apieces(
-    guard: Guardrail, reply: ReplyStream, call: Callable[[Any], Any], started: bool
+    guard: Guardrail, reply: ReplyStream, call: Callable[[Any], Any], started: bool, upstream: Any
 ) -> AsyncGenerator[Any, None]:
     if not started:
         await guard.in_thread(reply.start)
     for piece in reply.take():
         yield piece
     while reply.result is None:
-        upstream: Any = None
+        then: Callable[[], None] | None
         try:
             try:
-                upstream = await acall_within(reply.seconds_left, call, reply.request)
+                if upstream is None:
+                    upstream = await acall_within(reply.seconds_left, call, reply.request)
             except Exception as error:
-                await guard.in_thread(partial(reply.fail, error))
+                then = partial(reply.fail, error)
             else:
                 stream = aopened(upstream)
                 try:
-                    while await _astep(guard, reply, stream):
+                    while (then := await _astep(guard, reply, stream)) is None:
                         for piece in reply.take():
                             yield piece
                 finally:
                     await aclose(stream)
         finally:
             await aclose(upstream)
+        upstream = None
+        for piece in reply.take():  # what was fit before the rest was not
+            yield piece
+        assert then is not None
+        await guard.in_thread(then)
         for piece in reply.take():
             yield piece
 
 
-async def _astep(guard: Guardrail, reply: ReplyStream, upstream: Any) -> bool:
-    """Read and judge one item; return False once there is nothing more to read."""
+async def _astep(guard: Guardrail, reply: ReplyStream, stream: Any) -> Callable[[], None] | None:
+    """Read and judge one item; return what comes then, as `_read` does, or None to read on."""
     try:
-        item = await anext_within(reply.seconds_left, upstream)
+        item = await anext_within(reply.seconds_left, stream)
     except Exception as error:
-        await guard.in_thread(partial(reply.fail, error))
-        return False
+        return partial(reply.fail, error)
     if item is END:
-        await guard.in_thread(reply.finish)
-        return False
+        return reply.finish
     if reply.feed(item):
         await guard.in_thread(reply.judge)
-    return not reply.closed
+    return reply.go_on if reply.closed else None

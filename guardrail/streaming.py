@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .outcome import GuardedReply
-from .reply_form import in_form
+from .reply_form import calls_tools, in_form
+from .sentences import is_ended
 from .session import Session
 
 # The drafts of the LLM itself; under any other strategy the words are ours.
@@ -105,7 +106,8 @@ class ReplyStream:
 
     Call `start`; while there is no `result`, call the LLM with `request`, hand each item of its stream to
     `feed`, call `judge` where that says so, and `finish` or `fail` at its end. Once `closed` is set, the
-    LLM's stream is not wanted any more: close it. Show what `take` returns, after every call.
+    LLM's stream is not wanted any more: close it, then call `go_on`. Show what `take` returns, after every
+    call.
 
     Attributes:
         result: the outcome, once there is one; `text` is all that was shown.
@@ -126,7 +128,10 @@ class ReplyStream:
         self._text = ""  # all of its words, as they are judged
         self._key: Hashable = None
         self._template: Any = None
+        self._broken_off: set[Hashable] = set()  # keys whose words ended in the middle of a sentence
+        self._most: int | None = None  # no more of the text may be shown before the whole is judged
         self._break_due = False
+        self._broke = False  # something of an earlier draft was shown
 
     @property
     def request(self) -> Any:
@@ -169,12 +174,21 @@ class ReplyStream:
         Raises:
             ModelError: a stage failed and `on_error` is "raise".
         """
-        calls = self._session.calls
         fit = self._session.advance(self._text, self._template)
-        if self._session.result is not None or self._session.calls != calls:
-            self._drop()
-        elif fit:
-            self._let_go(fit)
+        if fit:
+            self._let_go(fit if self._most is None else min(fit, self._most))
+        if self._session.rejected:
+            self._forget()
+            self.closed = True
+
+    def go_on(self) -> None:
+        """Have another draft made, or repair, once `judge` has set `closed` and the LLM's stream is closed.
+
+        Raises:
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        self._session.go_on()
+        self._drop()
 
     def finish(self) -> None:
         """Judge the whole reply: the LLM's stream has ended.
@@ -211,10 +225,18 @@ class ReplyStream:
             if not part.text:
                 return
             if self._text and part.key != self._key:
-                self._text += "\n"
+                self._change_key(part.key)
             self._key = part.key
             self._text += part.text
         self._waiting.append(_Waiting(part, len(self._text)))
+
+    def _change_key(self, key: Hashable) -> None:
+        """End a sentence. What goes on where it broke off was judged in fragments, so it is held."""
+        if not is_ended(self._text):
+            self._broken_off.add(self._key)
+        if key in self._broken_off and self._most is None:
+            self._most = len(self._text)
+        self._text += "\n"
 
     def _let_go(self, fit: int | None) -> None:
         """Show what waits up to a position of the judged text; None for all of it."""
@@ -249,7 +271,7 @@ class ReplyStream:
     def _with_break(self, text: str) -> str:
         """Return text to be shown, set apart from what was shown of a rejected draft."""
         text = BREAK + text if self._break_due else text
-        self._break_due = False
+        self._broke, self._break_due = self._broke or self._break_due, False
         self._shown.append(text)
         return text
 
@@ -264,6 +286,7 @@ class ReplyStream:
         self._waiting.clear()
         self._saying = []
         self._text, self._key, self._template = "", None, None
+        self._broken_off, self._most = set(), None
         self._break_due = bool(self._shown)
 
     def _settle(self) -> None:
@@ -274,7 +297,7 @@ class ReplyStream:
         if found.strategy not in OWN_STRATEGIES:
             self._out += self._form.ours(self._with_break(found.text))
         text = "".join(self._shown)
-        if text != found.text and found.strategy not in OWN_STRATEGIES:
+        if self._broke and not calls_tools(found.reply):
             found = replace(found, reply=in_form(found.reply, text))
         self.result = replace(found, text=text)
         self._out += self._form.end(self.result)

@@ -17,6 +17,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+# What a part of somebody's own making may raise and what counts as its failure. A `CancelledError` out of a
+# sync call is one, too: no event loop cancels such a call.
+PART_FAILURES = (Exception, asyncio.CancelledError)
+
+
 class OverloadedError(RuntimeError):
     """Too many calls are waiting already; this one is refused at once."""
 
@@ -101,6 +106,12 @@ class Workers:
             if future.set_running_or_notify_cancel():
                 try:
                     result = context.run(call)
+                except StopIteration as error:
+                    # asyncio's futures refuse it: whoever waits for one would wait for ever.
+                    stopped = RuntimeError("the call raised StopIteration")
+                    stopped.__cause__ = error
+                    future.set_exception(stopped)
+                    del error, stopped
                 except BaseException as error:
                     future.set_exception(error)
                     del error

@@ -6,28 +6,28 @@
 
 The model is wrapped, not its output: whoever listens to a chain (`stream`, `astream_events`,
 LangGraph's "messages" mode) hears each token as soon as the model says it, so an inner model that
-could be heard would give away what is taken back later. Here it runs with detached callbacks.
-In this form a stream holds the whole reply back until it is judged.
+could be heard would give away what is taken back later. Here it runs detached, and what it says comes
+out sentence by sentence, as it is judged. (LangSmith, where it is switched on, is the developer's own ear
+and does hear it.)
 
-When to guide, regenerate or compose is decided in `guardrail.middleware`; this module only turns
+When to guide, regenerate or compose is decided in `guardrail.session`; this folder only turns
 messages into what that reads, and its outcome into messages.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, closing
 from typing import Any
 
 from pydantic import Field
 
-from guardrail.conversation import read_reply
-from guardrail.errors import InputError, MissingDependencyError
+from guardrail.errors import MissingDependencyError
 from guardrail.middleware import agenerate, generate
-from guardrail.outcome import GuardedReply
 from guardrail.pipeline import Guardrail
+from guardrail.session import Session
+from guardrail.stream_drivers import AsyncGuardedStream, GuardedStream
+from guardrail.streaming import ReplyStream
 from guardrail.types import Verdict
 
 try:
@@ -35,34 +35,19 @@ try:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
     from langchain_core.language_models import BaseChatModel
     from langchain_core.language_models.base import LangSmithParams
-    from langchain_core.messages import (
-        AIMessage,
-        AIMessageChunk,
-        BaseMessage,
-        convert_to_messages,
-        message_chunk_to_message,
-    )
+    from langchain_core.messages import AIMessage, BaseMessage
     from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-    from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableLambda
-    from langchain_core.runnables.config import var_child_runnable_config
+    from langchain_core.runnables import Runnable, RunnableLambda
+
+    from .langchain_inner import InnerModel, innermost, wants_structure
+    from .langchain_messages import as_chunk, shown
+    from .langchain_runnable import GuardrailRunnable
+    from .langchain_stream import LangChainForm
+    from .langchain_structure import guarded_structure
 except ImportError as error:
     raise MissingDependencyError("langchain-core", "langchain") from error
 
-__all__ = ["GuardedChatModel", "check_runnable", "guard_model"]
-
-# With these strategies the inner model's own message is shown, with all others words of ours.
-INNER_STRATEGIES = ("pass", "guided", "regenerated")
-# Where providers put words: reasoning, refusals and tool calls besides content and `tool_calls`.
-TEXT_KEYS = frozenset(
-    {
-        "text", "content", "summary", "reasoning", "reasoning_content", "reasoning_details", "thinking",
-        "refusal", "audio", "transcript", "function", "function_call", "tool_calls", "name", "title",
-    }
-)  # fmt: skip
-ARGUMENT_KEYS = frozenset({"args", "arguments", "input"})
-# A string that can only be a name, a number or a date: no words, no JSON.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,100}")
-TOOL_REASONS = ("tool_calls", "tool_call", "tool_use", "function_call")
+__all__ = ["GuardedChatModel", "GuardrailRunnable", "check_runnable", "guard_model"]
 
 
 class GuardedChatModel(BaseChatModel):
@@ -70,8 +55,12 @@ class GuardedChatModel(BaseChatModel):
 
     The conversation is judged first; where a rule is touched or broken the inner model gets the rule
     in a system message; its reply is judged and, if need be, made again or replaced. See
-    `guardrail.middleware.generate`. `response_metadata["guardrail"]` of the message tells what
-    happened: strategy, both verdicts, attempts; no text of the conversation.
+    `guardrail.middleware.generate` and `stream`. `response_metadata["guardrail"]` of the message, or of the
+    last chunk, tells what happened: strategy, both verdicts, attempts; no text of the conversation.
+
+    Reasoning, tool calls and their arguments are judged with the reply, tools' results as turns of the
+    conversation. A replaced reply calls no tools. Token counts are those of the draft that was taken, not
+    of rejected ones.
 
     Replies are not cached here unless you ask for it: a cached one would not know of rules that were
     added since. The inner model may cache its drafts; each is judged again.
@@ -81,6 +70,8 @@ class GuardedChatModel(BaseChatModel):
         guard: judges; never serialised.
         on_intervention: gets the messages and the verdict and returns the text to show when the
             user's turn asks for intervention.
+        whole: True makes streams come in one piece, once all of it is judged. Always so where an option
+            asks for JSON: half of a rejected draft before another one is none.
         cache: as in any chat model, but off by default.
 
     Raises:
@@ -91,6 +82,7 @@ class GuardedChatModel(BaseChatModel):
     model: Runnable[Any, Any]
     guard: Guardrail = Field(exclude=True, repr=False)
     on_intervention: Callable[[Any, Verdict], str] | None = Field(default=None, exclude=True, repr=False)
+    whole: bool = False
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
 
     def bind_tools(
@@ -116,36 +108,76 @@ class GuardedChatModel(BaseChatModel):
             kwargs["tool_choice"] = tool_choice
         return self.model_copy(update={"model": bind(tools, **kwargs)})
 
+    def with_structured_output(
+        self, schema: Any, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[Any, Any]:
+        """Return a runnable that gives structured output, made by the inner model's own method.
+
+        Every draft is judged before it is parsed. A reply that the guard put in place of the model's
+        holds no structure: it raises, and it never comes out as None.
+
+        Args:
+            schema: as the inner model takes it.
+            include_raw: True returns {"raw", "parsed", "parsing_error"}; what would raise is in the last.
+            kwargs: handed on, e.g. `method`.
+
+        Raises:
+            NotImplementedError: the inner model can neither do this nor bind tools.
+            OutputParserException: from a call, if the guard replaced the reply or it cannot be parsed.
+        """
+        structured = self._inner_structure(schema, include_raw=include_raw, **kwargs)
+        if structured is None:
+            base = super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+            structured = guarded_structure(base, self._whole)
+        if structured is None:
+            raise NotImplementedError(
+                f"expected a model and a parser in a row, got structured output of another make from "
+                f"{type(self.model).__name__}; bind its tools with bind_tools and parse the reply yourself"
+            )
+        return structured
+
+    def _inner_structure(self, schema: Any, **kwargs: Any) -> Runnable[Any, Any] | None:
+        make = getattr(self.model, "with_structured_output", None)
+        try:
+            return None if make is None else guarded_structure(make(schema, **kwargs), self._whole)
+        except NotImplementedError:
+            return None
+
+    def _whole(self, model: Runnable[Any, Any]) -> GuardedChatModel:
+        if isinstance(model, GuardedChatModel):
+            return model.model_copy(update={"whole": True})
+        return self.model_copy(update={"model": model, "whole": True})
+
+    @property
+    def model_name(self) -> str:
+        """The inner model's name, by which agents tell what it can do."""
+        inner = innermost(self.model)
+        names = (getattr(inner, name, None) for name in ("model_name", "model", "model_id"))
+        return next((name for name in names if isinstance(name, str) and name), type(inner).__name__)
+
     @property
     def _llm_type(self) -> str:
         return "guarded-chat-model"
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        inner = self._innermost
+        inner = innermost(self.model)
         return {"inner": inner._llm_type if isinstance(inner, BaseChatModel) else type(inner).__name__}
-
-    @property
-    def _innermost(self) -> Runnable[Any, Any]:
-        inner = self.model
-        while isinstance(inner, RunnableBinding):
-            inner = inner.bound
-        return inner
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         """Name the inner model's provider in traces, not this wrapper."""
-        inner = self._innermost
+        inner = innermost(self.model)
         if isinstance(inner, BaseChatModel):
             return inner._get_ls_params(stop=stop, **kwargs)
         return super()._get_ls_params(stop=stop, **kwargs)
 
     def _resolve_model_profile(self) -> Any:
         """Say of this model what the inner one says of itself (langchain-core 1.1 and later)."""
-        return getattr(self._innermost, "profile", None)
+        return getattr(innermost(self.model), "profile", None)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> int:
         """Count tokens as the inner model does, for `trim_messages` and its like."""
-        inner = self._innermost
+        inner = innermost(self.model)
         if isinstance(inner, BaseChatModel):
             return inner.get_num_tokens_from_messages(messages, *args, **kwargs)
         return super().get_num_tokens_from_messages(messages, *args, **kwargs)
@@ -177,7 +209,13 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        yield ChatGenerationChunk(message=_as_chunk(self._reply(messages, stop, kwargs)))
+        if self.whole or wants_structure(self.model, kwargs):
+            yield ChatGenerationChunk(message=as_chunk(self._reply(messages, stop, kwargs)))
+            return
+        inner = InnerModel(self.model, stop, kwargs)
+        with closing(GuardedStream(self._reply_stream(messages), inner.stream)) as chunks:
+            for chunk in chunks:
+                yield ChatGenerationChunk(message=chunk)
 
     async def _astream(
         self,
@@ -186,21 +224,31 @@ class GuardedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        yield ChatGenerationChunk(message=_as_chunk(await self._areply(messages, stop, kwargs)))
+        if self.whole or wants_structure(self.model, kwargs):
+            yield ChatGenerationChunk(message=as_chunk(await self._areply(messages, stop, kwargs)))
+            return
+        inner = InnerModel(self.model, stop, kwargs)
+        stream = AsyncGuardedStream(self.guard, self._reply_stream(messages), inner.astream)
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                yield ChatGenerationChunk(message=chunk)
+
+    def _reply_stream(self, messages: list[BaseMessage]) -> ReplyStream:
+        return ReplyStream(Session(self.guard, messages, self.on_intervention, form=str), LangChainForm())
 
     def _reply(
         self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]
     ) -> AIMessage:
-        inner = _Inner(self.model, stop, options)
-        return inner.shown(generate(self.guard, inner.call, messages, on_intervention=self.on_intervention))
+        inner = InnerModel(self.model, stop, options)
+        reply = generate(self.guard, inner.invoke, messages, on_intervention=self.on_intervention)
+        return shown(inner.draft, reply)
 
     async def _areply(
         self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]
     ) -> AIMessage:
-        inner = _Inner(self.model, stop, options)
-        return inner.shown(
-            await agenerate(self.guard, inner.acall, messages, on_intervention=self.on_intervention)
-        )
+        inner = InnerModel(self.model, stop, options)
+        reply = await agenerate(self.guard, inner.ainvoke, messages, on_intervention=self.on_intervention)
+        return shown(inner.draft, reply)
 
 
 def guard_model(model: Runnable[Any, Any], guard: Guardrail | None = None) -> GuardedChatModel:
@@ -227,139 +275,3 @@ def check_runnable(guard: Guardrail | None = None) -> Runnable[Any, Verdict]:
     """
     chosen = Guardrail.load() if guard is None else guard
     return RunnableLambda(chosen.check, afunc=chosen.acheck, name="guardrail_check")
-
-
-class _Inner:
-    """The inner model for the length of one guarded reply; keeps its last draft."""
-
-    def __init__(self, model: Runnable[Any, Any], stop: list[str] | None, options: dict[str, Any]) -> None:
-        self._model = model
-        # Without stop words none are handed on: None would undo those that are bound to the model.
-        self._options = options if stop is None else {**options, "stop": stop}
-        self._draft: AIMessage | None = None
-
-    def call(self, request: Any) -> AIMessage:
-        with _detached() as config:
-            return self._keep(self._model.invoke(convert_to_messages(request), config, **self._options))
-
-    async def acall(self, request: Any) -> AIMessage:
-        with _detached() as config:
-            output = await self._model.ainvoke(convert_to_messages(request), config, **self._options)
-        return self._keep(output)
-
-    def shown(self, reply: GuardedReply) -> AIMessage:
-        """Return the message that the user may see: the draft as it is, or one with nothing of it."""
-        found = {name: fact for name, fact in reply.to_dict().items() if name != "text"}
-        # `attempt_texts` keeps rejected drafts for the app's own eyes; this message goes to the user.
-        found["attempts"] = [
-            {k: v for k, v in attempt.items() if k != "text"} for attempt in found["attempts"]
-        ]
-        facts = {"guardrail": found}
-        draft = self._draft
-        if draft is None:
-            return AIMessage(content=reply.text, response_metadata=facts)
-        if reply.strategy in INNER_STRATEGIES:
-            return draft.model_copy(update={"response_metadata": {**draft.response_metadata, **facts}})
-        # A new message, so that no tool call, reasoning or token list of the draft can come along.
-        return AIMessage(
-            content=reply.text,
-            id=draft.id,
-            name=draft.name,
-            usage_metadata=draft.usage_metadata,
-            response_metadata={**_wordless(draft.response_metadata), **facts},
-        )
-
-    def _keep(self, output: object) -> AIMessage:
-        self._draft = _as_message(output)
-        return _readable(self._draft)
-
-
-@contextmanager
-def _detached() -> Iterator[RunnableConfig]:
-    """Hide what runs inside from every callback of the chain around it.
-
-    The config is set for the context too: a model that calls another one without a config would
-    otherwise find the chain's callbacks there.
-    """
-    outer = var_child_runnable_config.get() or {}
-    token = var_child_runnable_config.set({**outer, "callbacks": []})
-    try:
-        yield {"callbacks": []}
-    finally:
-        var_child_runnable_config.reset(token)
-
-
-def _as_message(output: object) -> AIMessage:
-    if isinstance(output, AIMessageChunk):
-        output = message_chunk_to_message(output)
-    if isinstance(output, AIMessage):
-        return output
-    if isinstance(output, BaseMessage):
-        return AIMessage(content=output.content, id=output.id, name=output.name)
-    if isinstance(output, str):
-        return AIMessage(content=output)
-    raise InputError(
-        f"expected the inner model to return a message or a string, got {type(output).__name__}; "
-        f"wrap the chat model itself and put parsers behind it"
-    )
-
-
-def _as_chunk(message: AIMessage) -> AIMessageChunk:
-    fields = {name: getattr(message, name) for name in type(message).model_fields if name != "type"}
-    return AIMessageChunk(**fields, chunk_position="last")
-
-
-def _readable(message: AIMessage) -> AIMessage:
-    """Return the message as it is judged: words that stand outside its text are put into its content."""
-    texts = [text for place in _other_places(message) for text in _words(place)]
-    if not texts:
-        return message
-    content = [message.content] if isinstance(message.content, str) else message.content
-    return message.model_copy(update={"content": [*texts, *content]})
-
-
-def _other_places(message: AIMessage) -> Iterator[object]:
-    """Yield the parts of a message that can hold words and that `read_reply` does not read."""
-    known = {call["id"] for call in message.tool_calls if call["id"]}
-    for part in message.content:
-        if isinstance(part, dict) and not known & {part.get("id"), part.get("call_id")}:
-            if not read_reply({"content": [part]})[0].text:
-                yield part
-    yield message.invalid_tool_calls
-    # LangChain fills `tool_calls` from here; both hold the same calls then.
-    read = {"tool_calls"} if message.tool_calls or message.invalid_tool_calls else set()
-    yield {name: value for name, value in message.additional_kwargs.items() if name not in read}
-
-
-def _words(place: object) -> Iterator[str]:
-    if isinstance(place, str):
-        if place:
-            yield place
-    elif isinstance(place, Mapping):
-        for name, value in place.items():
-            if name in ARGUMENT_KEYS and not isinstance(value, str):
-                yield json.dumps(value, ensure_ascii=False, default=str)
-            elif name in ARGUMENT_KEYS or name in TEXT_KEYS:
-                yield from _words(value)
-    elif isinstance(place, list | tuple):
-        for item in place:
-            yield from _words(item)
-
-
-def _wordless(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a replaced message may keep: numbers and names, not token lists or quotes of the draft."""
-    kept = _numbers(metadata)
-    for name, value in metadata.items():
-        if isinstance(value, str) and PLAIN_NAME.fullmatch(value) and value not in TOOL_REASONS:
-            kept[name] = value
-    return kept
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, value in values.items():
-        if value is None or isinstance(value, bool | int | float):
-            kept[name] = value
-        elif isinstance(value, Mapping) and (inner := _numbers(value)):
-            kept[name] = inner
-    return kept

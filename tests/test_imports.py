@@ -172,12 +172,12 @@ def test_the_parts_know_only_what_lies_below_them():
         "quote.py": {"normalize", "types"},
         "guidance.py": {"conversation", "rules"},
         "repair.py": {"compose", "config", "errors", "guidance", "lazy", "protocols", "relevance"}
-        | {"rewrite_format", "rules", "types"},
+        | {"rewrite_format", "rules", "threads", "types"},
         "outcome.py": {"repair", "types"},
         "session.py": {"callables", "compose", "conversation", "errors", "guidance", "outcome", "quote"}
-        | {"repair", "reply_form", "rules", "sentences", "types", "pipeline"},
-        "calling.py": {"callables", "errors", "session"},
-        "streaming.py": {"outcome", "reply_form", "session"},
+        | {"repair", "reply_form", "rules", "sentences", "threads", "types", "pipeline"},
+        "calling.py": {"callables", "errors", "session", "threads"},
+        "streaming.py": {"outcome", "reply_form", "sentences", "session"},
         "stream_forms.py": {"conversation", "deltas", "outcome", "reply_form", "streaming"},
         "stream_drivers.py": {"calling", "outcome", "streaming", "pipeline"},
         "middleware.py": {"callables", "calling", "conversation", "errors", "outcome", "session"}

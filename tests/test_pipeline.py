@@ -285,7 +285,7 @@ def test_a_broken_rule_or_encoder_adds_nothing():
     with pytest.raises(InputError, match="rule"):
         guard.add_rules(["Be fair.", "  "])
     broken = broken_guard("nan")
-    with pytest.raises(ModelError, match="expected finite vectors"):
+    with pytest.raises(ModelError, match="expected finite embeddings"):
         broken.add_rules(["Be fair."])
 
     assert guard.rules == broken.rules == (DRIVING, PRIVACY)
@@ -311,7 +311,7 @@ def test_an_index_of_another_length_is_refused():
 def test_an_encoder_that_fails_on_the_rules_is_refused(how):
     encoder = BrokenEncoder(how)
     encoder.broken = True
-    with pytest.raises(ModelError, match="index: expected"):
+    with pytest.raises(ModelError, match="encoder: expected .*embeddings"):
         Guardrail(encoder, [DRIVING])
 
 

@@ -28,6 +28,7 @@ from .output import (
     print_error,
     print_json,
 )
+from .serve import serve
 
 __all__ = ["app", "main"]
 
@@ -61,6 +62,7 @@ app.add_typer(rules.app, name="rules")
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
 app.command("eval")(evaluate)
+app.command(epilog=EXIT_CODES)(serve)
 
 
 @app.command()

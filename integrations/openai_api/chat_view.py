@@ -1,0 +1,59 @@
+"""What the message of a chat completion holds, so that all of it can be judged. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .codec import View
+from .wire import call_view, strings
+
+# Where the words of a message stand, in the order in which streams tell them.
+TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
+_READ = {*TEXT_FIELDS, "tool_calls", "function_call", "audio", "role", "name"}
+
+
+def view(message: Mapping[str, Any], beside: Sequence[Any] = ()) -> View:
+    """Return what a message holds, wherever it stands, in the order in which streams tell it.
+
+    Args:
+        message: of a choice.
+        beside: values beside the message that may hold words, too.
+    """
+    texts: list[Any] = []
+    for name in TEXT_FIELDS:
+        value = message.get(name)
+        texts += _content(value) if isinstance(value, list) else strings(value)
+    audio = message.get("audio")
+    if audio:
+        transcript = audio.get("transcript") if isinstance(audio, Mapping) else None
+        texts.append(transcript if isinstance(transcript, str) else {"type": "audio"})
+    rest = {name: value for name, value in message.items() if name not in _READ}
+    calls = message.get("tool_calls")
+    found = list(calls) if isinstance(calls, list) else list(strings(calls))
+    found += [message["function_call"]] if message.get("function_call") else []
+    return {
+        "role": "assistant",
+        "content": [text for text in (*texts, *strings([rest, *beside])) if text],
+        "tool_calls": [_call(call) for call in found],
+    }
+
+
+def _content(parts: list[Any]) -> Iterator[Any]:
+    """Return the words of content parts; what is not text stands for itself and cannot be read."""
+    for part in parts:
+        if isinstance(part, Mapping) and "text" not in str(part.get("type", "text")):
+            yield dict(part)
+            yield from strings({name: value for name, value in part.items() if name != part.get("type")})
+        else:
+            yield from strings(part)
+
+
+def _call(call: Any) -> dict[str, Any]:
+    if not isinstance(call, Mapping):
+        return call_view("", "\n".join(strings(call)))
+    function = call.get("function")
+    inner = function if isinstance(function, Mapping) else call
+    outer = {name: value for name, value in call.items() if name != "function"} if inner is function else {}
+    rest = {name: value for name, value in inner.items() if name != "arguments"}
+    return call_view(" ".join(strings([rest, outer])), inner.get("arguments"))

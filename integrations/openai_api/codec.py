@@ -1,0 +1,117 @@
+"""What the exchange needs to know of an API: how its requests, replies and streams are read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from guardrail.outcome import GuardedReply
+from guardrail.streaming import BREAK, OWN_STRATEGIES, StreamForm
+
+from .sse import Event
+
+# What a choice holds, in a form that `guardrail.conversation.read_reply` reads.
+View = Mapping[str, Any]
+
+
+class StreamReader(Protocol):
+    """Reads one stream of the upstream into items for a `WritingForm`."""
+
+    done: bool
+    """True once the upstream has said that nothing follows."""
+
+    def feed(self, event: Event) -> Iterator[Any]:
+        """Return the items of an event.
+
+        Raises:
+            UpstreamError: the event is garbage, or tells of a failure.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Take note that the stream has ended.
+
+        Raises:
+            UpstreamError: it ended too early.
+        """
+        ...
+
+
+class WritingForm(StreamForm, Protocol):
+    """A form of stream that also writes the events for what a guarded stream shows."""
+
+    def write(self, item: Any) -> Iterator[bytes]:
+        """Return the bytes of the events for an item that may be shown."""
+        ...
+
+
+class Codec(Protocol):
+    """One request of one API.
+
+    Attributes:
+        messages: the conversation, in a form that a session reads.
+        choices: how many replies are wanted, >= 1.
+        streaming: True if they are to be streamed.
+        unread_history: True if turns before the request are known to the upstream alone.
+    """
+
+    messages: list[Any]
+    choices: int
+    streaming: bool
+    unread_history: bool
+
+    def request(self, messages: Any) -> dict[str, Any]:
+        """Return the body of a request to the upstream for messages, perhaps with guidance in them."""
+        ...
+
+    def views(self, response: Any) -> list[View]:
+        """Return what each choice of a whole reply holds.
+
+        Raises:
+            UpstreamError: it is no reply.
+        """
+        ...
+
+    def answer(self, response: Mapping[str, Any] | None, replies: Sequence[GuardedReply]) -> dict[str, Any]:
+        """Return the whole reply to show; the upstream's is None if it was never asked."""
+        ...
+
+    def form(self) -> WritingForm:
+        """Return the form of the request's stream."""
+        ...
+
+    def reader(self) -> StreamReader:
+        """Return a reader for one stream of the upstream."""
+        ...
+
+
+def is_own(reply: GuardedReply) -> bool:
+    """Return True if what is shown is a draft of the LLM as it wrote it."""
+    return reply.strategy in OWN_STRATEGIES
+
+
+class Breaks:
+    """Puts the blank line between two drafts where it belongs: between texts of the same field.
+
+    The state machine puts it before whatever is shown next, which may be another field.
+    """
+
+    def __init__(self) -> None:
+        self._written: set[str] = set()  # fields with words in them
+        self._due: set[str] = set()  # those whose next words are of another draft
+        self._given = False  # the next words bring a break with them
+
+    def restart(self) -> None:
+        """Take note that the words to come are of another draft."""
+        self._due, self._given = set(self._written), bool(self._written)
+
+    def placed(self, field: str, text: str) -> str:
+        """Return words as they are to be written into a field."""
+        if self._given:
+            text = text.removeprefix(BREAK)
+        if field in self._due:
+            text = BREAK + text
+        self._given = False
+        self._due.discard(field)
+        self._written.add(field)
+        return text

@@ -1,0 +1,117 @@
+"""What the transports need of httpx, in either of its two packages (`httpx`, `httpx2`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from guardrail.errors import InputError
+
+from .wire import MOST_BYTES, UpstreamError
+
+# They belong to the body as the upstream sent it, or to its connection; ours is another.
+_ABOUT_THE_BODY = frozenset(
+    "content-length content-encoding transfer-encoding content-type connection keep-alive trailer "
+    "content-md5 digest etag".split()
+)
+_ABOUT_THE_REQUEST = frozenset("content-length content-encoding transfer-encoding accept-encoding".split())
+
+
+class UpstreamRefusedError(Exception):
+    """The upstream answered with a status that is no success; `response` is not read yet."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__(f"the upstream answered with status {response.status_code}")
+        self.response = response
+
+
+def library_of(inner: Any) -> ModuleType:
+    """Return the package that a client or a transport is from.
+
+    Raises:
+        InputError: it is neither.
+    """
+    for name in ("httpx2", "httpx"):
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        if isinstance(
+            inner, (module.Client, module.AsyncClient, module.BaseTransport, module.AsyncBaseTransport)
+        ):
+            return module
+    raise InputError(
+        f"expected a client or a transport of httpx or httpx2, got {type(inner).__name__}; pass one, or say "
+        f"which library it is made for"
+    )
+
+
+def upstream_request(library: Any, request: Any, body: bytes, *, again: bool) -> Any:
+    """Return a request like the app's, with another body.
+
+    Args:
+        library: `httpx` or `httpx2`.
+        request: the app's.
+        body: JSON.
+        again: True for another try: its answer must not be the first one's, by way of the same key.
+    """
+    dropped = _ABOUT_THE_REQUEST | ({"idempotency-key"} if again else set())
+    headers = [(name, value) for name, value in request.headers.multi_items() if name.lower() not in dropped]
+    return library.Request(
+        request.method,
+        request.url,
+        # Nothing is packed: words are to come as soon as they are written.
+        headers=[*headers, ("accept-encoding", "identity")],
+        content=body,
+        extensions=request.extensions,
+    )
+
+
+def kept_headers(upstream: Any) -> list[tuple[str, str]]:
+    """Return the headers of the upstream's answer that hold for ours, too; of none, if there was none."""
+    return [
+        (name, value)
+        for name, value in (upstream.headers.multi_items() if upstream is not None else [])
+        # Another guard behind this one speaks for itself alone.
+        if name not in _ABOUT_THE_BODY and not name.startswith("x-guardrail-")
+    ]
+
+
+def json_response(
+    library: Any,
+    status: int,
+    body: bytes,
+    headers: list[tuple[str, str]],
+    extensions: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return a response with a body of JSON."""
+    headers = [*headers, ("content-type", "application/json")]
+    return library.Response(status, headers=headers, content=body, extensions=dict(extensions or {}))
+
+
+def check_status(response: Any) -> None:
+    """Let a success pass.
+
+    Raises:
+        UpstreamRefusedError: it is none.
+    """
+    if not 200 <= response.status_code < 300:
+        raise UpstreamRefusedError(response)
+
+
+def check_size(size: int) -> None:
+    """Let a body that is not too long pass.
+
+    Raises:
+        UpstreamError: it is.
+    """
+    if size > MOST_BYTES:
+        raise UpstreamError(f"expected a reply of at most {MOST_BYTES} bytes, got a longer one")
+
+
+@cache
+def stream_class(library: ModuleType, base: type, kind: str) -> type:
+    """Return a class that is the library's "SyncByteStream" or "AsyncByteStream", and does as `base`."""
+    return type(base.__name__.lstrip("_"), (base, getattr(library, kind)), {})
