@@ -4,10 +4,10 @@ A simulated LLM writes 30 replies of 1 to 12 sentences at 50 tokens a second. It
 slept: an item is there at its own time, or when the guard comes back for it if that is later; the time that
 the guard works is real. `--real` sleeps instead, for a few of the replies.
 
-Figures: the time from the moment at which the bare stream shows that its first sentence is over (the
-character behind it) to the first character that the guard lets out; the time by which the last character
-comes later, in percent of the bare stream's; checks and milliseconds of work per reply. All replies pass:
-one that is blocked costs what its repair costs.
+Figures: the time from the moment at which the bare stream shows that its first sentence is over (the space
+behind it, mostly one token behind its end) to the first character that the guard lets out; the time by which
+the last character comes later, in percent of the bare stream's; checks and milliseconds of work per reply. All
+replies pass: one that is blocked costs what its repair costs.
 """
 
 from __future__ import annotations
@@ -155,10 +155,11 @@ def report(name: str, runs: list[Run], texts: list[str]) -> None:
     bare = [len(tokens(text)) / TOKENS_PER_SECOND for text in texts]
     added = [100 * (run.last / seconds - 1) for run, seconds in zip(runs, bare, strict=True)]
     total = 100 * (sum(run.last for run in runs) / sum(bare) - 1)
+    worst = f"{max(added):.2f} % (worst, {bare[added.index(max(added))]:.1f} s)"
     print(
         f"{name}: first character {statistics.median(added_first):.1f} ms behind its sentence (median), "
         f"{sorted(added_first)[int(0.95 * len(added_first))]:.1f} (95 %); end {total:.2f} % later over all, "
-        f"{statistics.median(added):.2f} % (median), {max(added):.2f} % (worst, {bare[added.index(max(added))]:.1f} s); "
+        f"{statistics.median(added):.2f} % (median), {worst}; "
         f"{statistics.mean(run.checks for run in runs):.1f} checks and "
         f"{1000 * statistics.mean(run.work for run in runs):.0f} ms of work per reply"
     )

@@ -70,9 +70,10 @@ def ask_streaming(client: OpenAI, text: str) -> None:
     stream = client.chat.completions.create(
         model="played", messages=[{"role": "user", "content": text}], stream=True
     )
+    print("assistant, streaming: ", end="")
     for chunk in stream:  # whole sentences, each judged before it comes
-        print(f"assistant, piece by piece: {chunk.choices[0].delta.content or ''}")
-    print(f"   [{chunk.guardrail['strategy']}]")
+        print(chunk.choices[0].delta.content or "", end="", flush=True)
+    print(f"\n   [{chunk.guardrail['strategy']}]")
 
 
 def main() -> None:

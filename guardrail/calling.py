@@ -1,6 +1,6 @@
 """Call an LLM, or read its stream, within a time limit, from sync and from async code.
 
-A sync call cannot be stopped: one that takes too long is left to itself, in a thread of its own.
+A sync call cannot be stopped: one that takes too long is left to itself, in its thread.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from contextvars import copy_context
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,8 @@ from .errors import InputError
 from .session import DeadlineError
 from .threads import Workers
 
-# Sync LLMs, and sync streams, that async code may wait for at a time.
+# Sync LLMs, and sync streams, that are waited for at a time, with a limit or in async code. Those that hang
+# stay where they are, so there must be an end to them.
 MOST_CALLS = 256
 _calls = Workers(MOST_CALLS, sys.maxsize, "guarded-llm-call")
 
@@ -29,7 +29,7 @@ END = object()
 
 
 def call_within(seconds: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function, in a thread of its own if there is a limit.
+    """Call a function, in a thread if there is a limit.
 
     Raises:
         DeadlineError: it took longer.
@@ -37,30 +37,13 @@ def call_within(seconds: float | None, function: Callable[..., Any], *args: Any,
     """
     if seconds is None:
         return function(*args, **kwargs)
-    box: list[Any] = []
-    failed: list[BaseException] = []
-    late = threading.Event()
-    context = copy_context()
-
-    def run() -> None:
-        try:
-            box.append(context.run(function, *args, **kwargs))
-        except BaseException as error:
-            failed.append(error)
-        if late.is_set() and box:
-            close(box[0])  # a stream that nobody will read
-
-    thread = threading.Thread(target=run, name="guarded-llm-call", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not box:
-        late.set()
-        for reply in box:  # it came at this very moment
-            close(reply)
+    future = _calls.submit(partial(function, *args, **kwargs))
+    wait([future], seconds)
+    if not future.done():
+        if not future.cancel():
+            future.add_done_callback(partial(_abandon, None))
         raise DeadlineError
-    return box[0]
+    return future.result()
 
 
 async def acall_within(seconds: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

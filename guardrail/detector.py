@@ -82,15 +82,14 @@ def judge(output: EncoderOutput, index: RuleIndex, calibration: Calibration, top
     the others. A rule's probability is its highest over the windows.
 
     Args:
-        output: n >= 1 windows.
+        output: n >= 1 windows, `checked`.
         index: the rules.
         calibration: fitted for this encoder.
         top_k: rules that are retrieved per window.
 
     Raises:
-        ModelError: the encoder's outputs are not finite or do not fit the index, or the index fails.
+        ModelError: the outputs do not fit the index, or what it returns is not whole.
     """
-    output = checked(output, len(output.level_logits), index.dimension)
     odds = unsafe_log_odds(output.level_logits)
     worst = int(np.argmax(odds))
     hits = retrieve(index, output.embeddings, top_k)

@@ -119,24 +119,26 @@ class AsyncGuardedStream(AsyncIterator[Any]):
 def _pieces(
     reply: ReplyStream, call: Callable[[Any], Any], started: bool, upstream: Any
 ) -> Generator[Any, None, None]:
-    if not started:
-        reply.start()
-    yield from reply.take()
-    while reply.result is None:
+    then: Callable[[], None] | None = None if started else reply.start
+    while True:
+        yield from reply.take()
+        if reply.result is not None:
+            return
+        if then is not None:
+            then()
+            then = None
+            continue
         try:
             try:
                 if upstream is None:
                     upstream = call_within(reply.seconds_left, call, reply.request)
             except Exception as error:
-                then: Callable[[], None] = partial(reply.fail, error)
+                then = partial(reply.fail, error)
             else:
                 then = yield from _read(reply, opened(upstream))
         finally:
             close(upstream)
         upstream = None
-        yield from reply.take()  # what was fit before the rest was not
-        then()
-        yield from reply.take()
 
 
 def _read(reply: ReplyStream, stream: Iterator[Any]) -> Generator[Any, None, Callable[[], None]]:
@@ -164,12 +166,16 @@ def _read(reply: ReplyStream, stream: Iterator[Any]) -> Generator[Any, None, Cal
 async def _apieces(
     guard: Guardrail, reply: ReplyStream, call: Callable[[Any], Any], started: bool, upstream: Any
 ) -> AsyncGenerator[Any, None]:
-    if not started:
-        await guard.in_thread(reply.start)
-    for piece in reply.take():
-        yield piece
-    while reply.result is None:
-        then: Callable[[], None] | None
+    then: Callable[[], None] | None = None if started else reply.start
+    while True:
+        for piece in reply.take():
+            yield piece
+        if reply.result is not None:
+            return
+        if then is not None:
+            await guard.in_thread(then)
+            then = None
+            continue
         try:
             try:
                 if upstream is None:
@@ -187,12 +193,6 @@ async def _apieces(
         finally:
             await aclose(upstream)
         upstream = None
-        for piece in reply.take():  # what was fit before the rest was not
-            yield piece
-        assert then is not None
-        await guard.in_thread(then)
-        for piece in reply.take():
-            yield piece
 
 
 async def _astep(guard: Guardrail, reply: ReplyStream, stream: Any) -> Callable[[], None] | None:

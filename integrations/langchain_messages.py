@@ -27,8 +27,11 @@ TEXT_KEYS = frozenset(
     {
         "text", "content", "summary", "reasoning", "reasoning_content", "reasoning_details", "thinking",
         "refusal", "audio", "transcript", "function", "function_call", "tool_calls", "name", "title",
+        "annotations", "citations", "cited_text", "quote", "extras",
     }
 )  # fmt: skip
+# Of these, the ones that stand beside a text in its own block: what it quotes.
+BESIDE_TEXT = ("annotations", "citations", "extras")
 ARGUMENT_KEYS = frozenset({"args", "arguments", "input"})
 # A string that can only be a name, a number or a date: no words, no JSON.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,100}")
@@ -129,8 +132,8 @@ def _other_places(message: AIMessage) -> Iterator[object]:
     known = {call["id"] for call in message.tool_calls if call["id"]}
     for part in message.content:
         if isinstance(part, dict) and not known & {part.get("id"), part.get("call_id")}:
-            if not read_reply({"content": [part]})[0].text:
-                yield part
+            read_part = read_reply({"content": [part]})[0].text
+            yield {name: part[name] for name in BESIDE_TEXT if name in part} if read_part else part
     yield message.invalid_tool_calls
     # LangChain fills `tool_calls` from here; both hold the same calls then.
     read = {"tool_calls"} if message.tool_calls or message.invalid_tool_calls else set()

@@ -3,6 +3,8 @@
 import asyncio
 import functools
 import inspect
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -441,3 +443,17 @@ def test_text_of_ours_has_the_form_that_was_asked_for():
     assert found[0] == "Sure thing."
     assert DRIVING.text in found[-1]["said"]
     assert len(found) == 2
+
+
+def test_the_page_on_streaming_runs_as_it_stands():
+    page = (Path(__file__).parent.parent / "docs" / "streaming.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    said, names = [], {"print": lambda *texts, **_: said.append(texts[0])}
+    for block in blocks:
+        exec(compile(block, "streaming.md", "exec"), names)  # noqa: S102  # our own text
+
+    assert len(blocks) == 5
+    assert said[:3] == ["Cool the dough first.", " Then bake it hot.", "pass"]
+    assert said[3] == ["Cool the dough first. Then bake it hot."]
+    assert said[-2][-1] == {"content": None, "finish_reason": "stop"}
+    assert said[-1] == ["Cool the dough.", " Then bake it."]

@@ -12,11 +12,11 @@ FOLDER = Path(__file__).parent.parent / "examples"
 SAYS = {
     "custom_rules.py": "- You shouldn't promise a refund",
     "demo.py": "shown to the user, repaired",
-    "langchain_agent.py": "guard",
-    "langchain_chain.py": "strategy composed",
-    "openai_client.py": "guard",
+    "langchain_agent.py": "strategy regenerated",
+    "langchain_chain.py": "strategy regenerated",
+    "openai_client.py": "regenerated",
     "plain_function.py": "as a stream:",
-    "proxy_curl.py": "guard",
+    "proxy_curl.py": "with the proxy:",
 }
 
 

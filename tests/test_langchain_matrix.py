@@ -93,7 +93,7 @@ DRAFTS = {
     "citation between texts": draft(
         [
             {"type": "text", "text": "They say. So. ", "annotations": [{"cited_text": BAD}]},
-            {"type": "text", "text": BAD},
+            {"type": "text", "text": " There. It is open."},
         ]
     ),
     "unknown block": draft([{"type": "text", "text": "Fine."}, {"type": "note", "content": BAD}]),

@@ -9,7 +9,7 @@ import threading
 import pytest
 from fakes import GRAVE, SAFE, SAFE_REPLY, UNSAFE_REPLY, make_guard
 from langchain_core.callbacks import get_usage_metadata_callback
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableGenerator, RunnableLambda
 from langchain_fakes import Recorder, drain, guarded, in_one, scripted
 
@@ -154,6 +154,16 @@ def test_a_tool_call_waits_for_the_end():
     pieces = list(guarded(draft, max_attempts=1).stream(SAFE))
     assert pieces[0].content == "Fine."
     assert all(not piece.tool_call_chunks for piece in pieces)
+
+
+def test_what_a_block_quotes_waits_for_the_end():
+    quote = {"annotations": [{"cited_text": "Have beer and drive."}]}
+    pieces = [
+        AIMessageChunk([{"type": "text", "text": "They say. So.", "index": 0, **quote}]),
+        AIMessageChunk([{"type": "text", "text": " There. It is.", "index": 1}]),
+    ]
+    shown = list(guard_model(generator(pieces), make_guard(max_attempts=1)).stream(SAFE))
+    assert "Have beer" not in repr(shown)
 
 
 def test_json_comes_in_one_piece_and_a_rejected_beginning_is_not_before_it():

@@ -27,6 +27,7 @@ from guardrail.compose import UNAVAILABLE
 from guardrail.config import GuardConfig
 from guardrail.guidance import GUIDANCE_TAIL
 from guardrail.judging import Opinion
+from guardrail.sentences import next_cut
 from guardrail.streaming import BREAK
 
 checked = settings(max_examples=60, deadline=None, derandomize=True)
@@ -69,7 +70,7 @@ def test_any_chunks_meet_the_fate_of_the_whole_reply(text, sizes):
 
 
 def in_front_of(judged, text):
-    """Return the sentences of a text in front of the one with which `judged` ends, or in front of the last."""
+    """Return the sentences of a text in front of the one with which `judged` ends."""
     cuts = [0]
     while (cut := next_cut(text, cuts[-1])) is not None and cut < len(judged):
         cuts.append(cut)
