@@ -529,7 +529,7 @@ def test_check_runnable_gives_the_verdict():
     assert [verdict.flagged for verdict in check.batch([{"said": SAFE}, {"said": UNSAFE}])] == [False, True]
 
 
-def test_a_missing_langchain_is_named_with_the_pip_line():
+def test_a_missing_langchain_is_named_with_the_pip_line(tmp_path):
     code = """
         import sys
 
@@ -547,7 +547,11 @@ def test_a_missing_langchain_is_named_with_the_pip_line():
             print(error)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
     assert "'langchain-core', which is not installed" in done.stdout
     assert "pip install 'prosocial-guardrail[langchain]'" in done.stdout

@@ -232,7 +232,7 @@ def test_messages_stream_sentence_by_sentence():
 # --- the rest
 
 
-def test_a_missing_langchain_is_named_with_the_pip_line():
+def test_a_missing_langchain_is_named_with_the_pip_line(tmp_path):
     code = """
         import sys
 
@@ -250,7 +250,11 @@ def test_a_missing_langchain_is_named_with_the_pip_line():
             print(error)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
     assert "'langchain', which is not installed" in done.stdout
     assert "pip install 'prosocial-guardrail[agent]'" in done.stdout
