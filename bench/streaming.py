@@ -6,8 +6,8 @@ the guard works is real. `--real` sleeps instead, for a few of the replies.
 
 Figures: the time from the moment at which the bare stream shows that its first sentence is over (the space
 behind it, mostly one token behind its end) to the first character that the guard lets out; the time by which
-the last character comes later, in percent of the bare stream's; checks and milliseconds of work per reply. All
-replies pass: one that is blocked costs what its repair costs.
+the last character comes later, in percent of the bare stream's; checks and milliseconds of work per reply.
+All replies pass: one that is blocked costs what its repair costs.
 """
 
 from __future__ import annotations

@@ -454,18 +454,34 @@ def _repeat_edits(text: str) -> Iterator[Edit]:
     return ((run.start() + 2, run.end(), "") for run in _REPEATED.finditer(text))
 
 
+# As JSON writes letters and ends of lines, with further backslashes if JSON stands within JSON.
+_ESCAPE = re.compile(r'(?<!\\)\\++(?:u([0-9a-fA-F]{4})|["/nrt])')
+_ESCAPED = {"n": "\n", "r": "\n", "t": "\t"}
+
+
+def _escape_edits(text: str) -> Iterator[Edit]:
+    """Read escapes: whoever parses the JSON in a text sees letters and new lines in their place."""
+    for escape in _ESCAPE.finditer(text) if "\\" in text else ():
+        last = escape[0][-1]
+        new = chr(int(escape[1], 16)) if escape[1] else _ESCAPED.get(last, last)
+        yield escape.start(), escape.end(), new
+
+
 def _undisguise(source: NormalizedText) -> NormalizedText:
+    plain = _apply(source, _escape_edits(source.text))
+    source = source if plain is source else _run(plain, _NORMALIZE)
     source = _run(source, (_badge_edits, _lookalike_edits, _overlay_edits))
     source = _apply(source, _spelled_edits(source))
     return _run(source, (_leet_edits, _repeat_edits, _nfkc_edits))
 
 
 def views(text: str) -> tuple[NormalizedText, ...]:
-    """Give the readings of a text that a judge should see: mostly one, at most three.
+    r"""Give the readings of a text that a judge should see: mostly one, at most three.
 
     1. `normalize(text)`.
-    2. If it differs: disguises undone, that is look-alike letters of other scripts within Latin words,
-       leet ("k1ll"), words spelled letter by letter ("k-i-l-l"), a letter more than three times in a row.
+    2. If it differs: disguises undone, that is escapes as in JSON ("\u006bill"), look-alike letters of
+       other scripts within Latin words, leet ("k1ll"), words spelled letter by letter ("k-i-l-l"), a letter
+       more than three times in a row.
     3. If text was hidden in tag characters: the text without it, which is what a reader saw.
 
     A view is a guess that a judge adds to the first reading; it never replaces it.

@@ -200,15 +200,16 @@ class Session:
             self._forget_draft()
         self._seen = text
         while (cut := next_cut(text, self._cuts[-1] if self._cuts else 0)) is not None:
-            verdict = self._judge(text[self._tail(cut) : cut], judge_seconds=0.0)
+            said = text[self._tail(cut) : cut]
+            verdict = self._judge(said, judge_seconds=0.0)
             # Where the encoder is unsure the judge decides, about the whole reply: until then it is held.
             sure = verdict.status != "degraded"
             unfit = self._unfit(verdict)
-            if (sure and unfit) or (bool(self._told) and leaks(text[:cut], self._turns)):
+            if (sure and unfit) or (bool(self._told) and leaks(said, self._turns)):
                 self._rejected = text[:cut], verdict
                 break
             if unfit:
-                self._doubted.append(text[self._tail(cut) : cut])
+                self._doubted.append(said)
             self._cuts.append(cut)
             self._unsure = self._unsure or not sure
             if not self._unsure and text[:cut].strip():  # space alone may turn out to be no reply

@@ -436,6 +436,14 @@ def test_bytes_and_numbers_are_refused():
             list(make_guard().stream(lambda _, item=item: iter([item]), SAFE))
 
 
+def test_an_object_that_is_replaced_keeps_none_of_its_words():
+    made = SimpleNamespace(role="assistant", content=UNFIT, note="Zorro", id="7")
+    found = make_guard(max_attempts=1).wrap(lambda _: made)("had beer and what now?")
+
+    assert (found.role, found.id, found.note) == ("assistant", "7", None)
+    assert made.content == UNFIT
+
+
 def test_text_of_ours_has_the_form_that_was_asked_for():
     wrapped = make_guard(max_attempts=1).wrap(lambda _: iter(cut(UNFIT)), form=lambda text: {"said": text})
     found = list(wrapped("had beer and what now?"))

@@ -117,6 +117,8 @@ DISGUISED = {
     "spaced leet": ("k 1 l l", "kill"),
     "repeated": ("I hate youuuuuuu", "I hate youu"),
     "Cyrillic and leet": ("h\u0430t3d", "hated"),
+    "escaped": ('{"say": "\\u006bill\\nhim"}', '{"say": "kill\nhim"}'),
+    "escaped twice, nothing between": ("k\\\\u200bill h\\\\/er", "kill h/er"),
 }
 
 
@@ -214,7 +216,7 @@ HARD = (
     "ae1 \n\t\r\x00\x85\xa0\xa8\xad\u0301\u0316\u0327\u0344\u034f\u0627\u064e\u0651\u0915\u093c\u094d\u09be"
     "\u09c7\u0e33\u0f71\u0f73\u1100\u1161\u11a8\u200b\u200c\u200d\u20e3\u3099\u3131\u314f\u304b\uac00\ufb01"
     "\ufc5e\ufdfa\ufe0f\uff9e\u0430\U0001d15e\U0001d165\U000110a5\U000110ba\U0001f3f4\U0001f469"
-    "\U000e0020\U000e0067\U000e007f\ud800\udc00"
+    "\U000e0020\U000e0067\U000e007f\ud800\udc00\\nu"
 )
 ANY = st.characters(categories=None, codec=None) | st.sampled_from(HARD)
 TEXTS = st.text(st.sampled_from(HARD), max_size=16) | st.text(ANY, max_size=30)
@@ -276,7 +278,7 @@ ADVERSARIAL = [
     "a  ", "\x00a", "a\r\n", "\n ", "e\u0301", "\u0301\u0316", "x" + "\u0301\u0316" * 9, "\uff9e\u0301",
     "\ufdfa", "\ufb01", "\u3164", "\u200d", "a\u200d", "\U0001f468\u200d", "\u0915\u094d\u200d", "\ud800",
     "\U000e0041\x00", "\u314f", "a\U00011133", "k i l l  ", "a-b_", "k1ll ", "1", "a1", "\u0430a ", "aaaa",
-    "a!", "@a",
+    "a!", "@a", "\\", "\\u0020", "\\n",
 ]  # fmt: skip
 
 

@@ -325,7 +325,7 @@ class Judge:
 class UnsureEncoder(WordEncoder):
     """As its parent, but unsure of the words in `unsure`: [P(unsafe)] each."""
 
-    unsure = {"maybe": 0.4, "perhaps": 0.6}
+    unsure = {"perhaps": 0.6, "maybe": 0.4}  # the last of them counts
 
     def _logits(self, window):
         logits = super()._logits(window)
@@ -386,3 +386,9 @@ def test_a_judge_that_fails_leaves_it_to_the_encoder():
     judge = Judge(None)
     assert run(unsure_guard(judge), llm("Sure. Maybe so. The end"))[1].strategy == "pass"
     assert run(unsure_guard(judge), llm("Sure. Perhaps so. The end"))[1].strategy != "pass"
+    assert judge.asked == ["Sure. Maybe so. The end", "Sure. Perhaps so. The end"]
+
+    judge = Judge(None)
+    text = "Sure. Perhaps so. Maybe not"  # the sentence in the middle is doubted, the whole is not
+    assert run(unsure_guard(judge), llm(text))[1].strategy != "pass"
+    assert judge.asked == [text]

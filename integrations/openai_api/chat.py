@@ -4,8 +4,8 @@ A reply that is replaced ends with the finish reason "stop": with "content_filte
 raise an error instead of showing the text. Where the app asked for JSON the text stands in `refusal`, the
 API's place for an answer that is not in the asked form; elsewhere it is the content.
 
-A whole reply that passed keeps its token probabilities, if the app asked for them; the tokens in them that
-were not chosen are no text, and are not judged.
+A whole reply that passed keeps its token probabilities, if the app asked for them. The tokens in them that
+were not chosen are no text: they are judged only if they are no tokens either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .chat_stream import ChatForm, ChatReader
 from .chat_view import view
 from .codec import View, is_own
 from .facts import facts
-from .wire import RequestError, UpstreamError, made_up_id, payload
+from .wire import RequestError, UpstreamError, made_up_id, payload, without_words
 
 # What may be kept of a response whose reply is replaced.
 KEPT = ("id", "object", "created", "model", "usage", "system_fingerprint", "service_tier")
@@ -62,8 +62,7 @@ class ChatCodec:
         found = response.get("choices") if isinstance(response, Mapping) else None
         if not isinstance(found, list) or not found:
             raise UpstreamError("expected a chat completion, got something else", payload(response))
-        known = (*KEPT, "choices")
-        beside = {name: value for name, value in response.items() if name not in known}
+        beside = {name: value for name, value in response.items() if name != "choices"}
         views: list[View] = []
         for choice in found[: self.choices]:
             message = choice.get("message") if isinstance(choice, Mapping) else None
@@ -85,7 +84,7 @@ class ChatCodec:
         elif all(is_own(reply) for reply in replies):
             answer = dict(response)
         else:
-            answer = {name: response[name] for name in KEPT if name in response}
+            answer = without_words({name: response[name] for name in KEPT if name in response})
         return {**answer, "choices": choices, "guardrail": facts(replies)}
 
     def form(self) -> ChatForm:

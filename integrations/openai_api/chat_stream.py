@@ -1,7 +1,9 @@
 """Streams of chat completions: read the upstream's chunks, write those of a guarded stream. Pure.
 
 Chunks are written anew, as words are let go sentence by sentence. Token probabilities and what else stands
-beside the words of a chunk are left out, as they belong to chunks that are never shown.
+beside the words of a chunk are left out, as they belong to chunks that are never shown. What waits for the
+end (tool calls) is added up, and comes in one chunk: so what is shown is what was judged, also where an
+upstream says another name in a later piece.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from guardrail.outcome import GuardedReply
 from guardrail.streaming import Held, Part, Words
 
 from .chat_view import TEXT_FIELDS, view
-from .codec import Breaks, is_own
+from .codec import Breaks, is_own, joined
 from .facts import facts
 from .sse import Event, encode_event
-from .wire import UpstreamError, dumps, loads, made_up_id, strings
+from .wire import UpstreamError, dumps, is_name, loads, made_up_id, strings, without_words
 
 _META = ("id", "created", "model", "system_fingerprint", "service_tier")
 _DONE = "[DONE]"
@@ -130,13 +132,15 @@ class ChatForm:
                     yield Words(text, name)
             rest = {name: value for name, value in delta.items() if _is_held(name, value)}
             if rest:
+                if not self._held:
+                    yield Held(self._held)  # the list, which is complete once it is shown
                 self._held.append(rest)
-                yield Held(rest)
 
     def whole(self) -> Mapping[str, Any]:
         """Return all that was read of the draft."""
         held = view(merge_deltas(self._held))
-        return {**held, "content": [*(text for _, text in self._runs), *held["content"]]}
+        texts = [text for _, text in self._runs]
+        return {**held, "content": [*texts, *held["content"], *joined(self._runs)]}
 
     def words(self, key: Hashable, text: str) -> Iterable[Any]:
         """Return words of the LLM."""
@@ -157,22 +161,36 @@ class ChatForm:
         elif isinstance(item, _Say):
             yield self._chunk({item.name: self._breaks.placed(item.name, item.text)})
         else:
-            yield self._chunk(item)
+            yield from self._write_held(item)
 
     def _read(self, name: str, text: str) -> None:
         if self._runs and self._runs[-1][0] == name:
             text = self._runs.pop()[1] + text
         self._runs.append((name, text))
 
+    def _write_held(self, deltas: list[Mapping[str, Any]]) -> Iterator[bytes]:
+        whole = merge_deltas(deltas)
+        if isinstance(whole.get("audio"), dict):
+            whole["audio"].pop("data", None)
+        yield self._chunk(whole)
+        for delta in deltas:  # sound cannot be added up: each piece is base64 by itself
+            audio = delta.get("audio")
+            if isinstance(audio, Mapping) and is_name(audio.get("data")):
+                yield self._chunk({"audio": {"data": audio["data"]}})
+
     def _write_end(self, reply: GuardedReply) -> Iterator[bytes]:
-        reason = (self._finish or "stop") if is_own(reply) else "stop"
+        reason = without_words(self._finish or "stop") if is_own(reply) else "stop"
         told: dict[str, Any] = {"guardrail": facts([reply])}
         if self._wants_usage:
             yield self._chunk({}, reason)
-            usage = self._usage or {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+            usage = without_words(self._usage) or {
+                "prompt_tokens": 0,
+                "completion_tokens": 0,
+                "total_tokens": 0,
+            }
             yield self._event({**self._started(), "choices": [], "usage": usage, **told})
         else:
-            told |= {"usage": self._usage} if self._usage else {}
+            told |= {"usage": without_words(self._usage)} if self._usage else {}
             yield self._chunk({}, reason, told)
         yield encode_event(_DONE.encode())
 
@@ -197,7 +215,7 @@ class ChatForm:
         """Return what every chunk holds: of the first draft of which something is shown."""
         if self._head is None:
             made_up = {"id": made_up_id("chatcmpl-"), "created": int(time.time()), "model": self._model}
-            self._head = {**made_up, **self._meta, "object": "chat.completion.chunk"}
+            self._head = {**made_up, **without_words(self._meta), "object": "chat.completion.chunk"}
         return self._head
 
     def _event(self, chunk: Mapping[str, Any]) -> bytes:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .codec import View
-from .wire import call_view, strings
+from .codec import View, joined
+from .wire import call_view, is_name, strings
 
 # Where the words of a message stand, in the order in which streams tell them.
 TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
-_READ = {*TEXT_FIELDS, "tool_calls", "function_call", "audio", "role", "name"}
+_READ = {*TEXT_FIELDS, "tool_calls", "function_call", "audio"}
 
 
 def view(message: Mapping[str, Any], beside: Sequence[Any] = ()) -> View:
@@ -24,14 +24,12 @@ def view(message: Mapping[str, Any], beside: Sequence[Any] = ()) -> View:
     for name in TEXT_FIELDS:
         value = message.get(name)
         texts += _content(value) if isinstance(value, list) else strings(value)
-    audio = message.get("audio")
-    if audio:
-        transcript = audio.get("transcript") if isinstance(audio, Mapping) else None
-        texts.append(transcript if isinstance(transcript, str) else {"type": "audio"})
+    if message.get("audio"):
+        texts += _audio(message["audio"])
     rest = {name: value for name, value in message.items() if name not in _READ}
     calls = message.get("tool_calls")
-    found = list(calls) if isinstance(calls, list) else list(strings(calls))
-    found += [message["function_call"]] if message.get("function_call") else []
+    found = calls if isinstance(calls, list) else [calls] if calls else []
+    found = [*found, message["function_call"]] if message.get("function_call") else found
     return {
         "role": "assistant",
         "content": [text for text in (*texts, *strings([rest, *beside])) if text],
@@ -44,9 +42,19 @@ def _content(parts: list[Any]) -> Iterator[Any]:
     for part in parts:
         if isinstance(part, Mapping) and "text" not in str(part.get("type", "text")):
             yield dict(part)
-            yield from strings({name: value for name, value in part.items() if name != part.get("type")})
-        else:
-            yield from strings(part)
+        yield from strings(part)
+    yield from joined((None, text) for part in parts for text in strings(part))
+
+
+def _audio(audio: Any) -> Iterator[Any]:
+    """Return what a voice says; one without a transcript cannot be judged."""
+    if isinstance(audio, Mapping) and isinstance(audio.get("transcript"), str):
+        sound = audio.get("data")
+        yield from strings(
+            {name: value for name, value in audio.items() if name != "data" or not is_name(sound)}
+        )
+    else:
+        yield {"type": "audio"}
 
 
 def _call(call: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from guardrail.outcome import GuardedReply
@@ -88,6 +88,17 @@ class Codec(Protocol):
 def is_own(reply: GuardedReply) -> bool:
     """Return True if what is shown is a draft of the LLM as it wrote it."""
     return reply.strategy in OWN_STRATEGIES
+
+
+def joined(runs: Iterable[tuple[Hashable, str]]) -> list[str]:
+    """Return the texts that clients put together out of several runs (key, words) of one key.
+
+    A word may be cut between two of them, so that it stands in neither.
+    """
+    texts: dict[Hashable, list[str]] = {}
+    for key, text in runs:
+        texts.setdefault(key, []).append(text)
+    return ["".join(found) for found in texts.values() if len(found) > 1]
 
 
 class Breaks:

@@ -20,7 +20,7 @@ from .endpoints import Endpoint
 from .facts import reply_headers
 from .responses import ResponsesCodec
 from .sse import EventDecoder, encode_event
-from .wire import RequestError, UpstreamError, dumps, error_body, loads
+from .wire import RequestError, UpstreamError, dumps, error_body, loads, strings
 
 if TYPE_CHECKING:
     from guardrail import Guardrail
@@ -49,7 +49,63 @@ class Whole:
     views: list[View] = field(repr=False)
 
 
-class WholeExchange:
+class Exchange:
+    """What requests for whole replies and for streams have in common: errors of the upstream.
+
+    Some upstreams quote the draft that they could not read in their error, so these are judged, too.
+    """
+
+    def __init__(self, guard: Guardrail, codec: Codec) -> None:
+        self._guard = guard
+        self._codec = codec
+
+    def error_body(self, data: bytes) -> bytes | None:
+        """Return the body of an error if it may be shown.
+
+        Raises:
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        try:
+            said = loads(data)
+        except ValueError:
+            said = data.decode("utf-8", "replace")
+        return data if self._is_fit(said) else None
+
+    def error_answer(self, error: UpstreamError) -> bytes:
+        """Return the body that tells of an answer that is no reply.
+
+        Raises:
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        told = error_body(str(error), "upstream_error", code="bad_upstream_reply")["error"]
+        return dumps({"error": {**told, **(self._payload(error) or {})}})
+
+    def error_event(self, error: UpstreamError) -> bytes | None:
+        """Return the event that tells of a failure of which the upstream told in its stream; else None.
+
+        Raises:
+            ModelError: a stage failed and `on_error` is "raise".
+        """
+        if error.payload is None:
+            return None
+        said = self._payload(error) or {}
+        told = {name: said.get(name) for name in ("message", "type", "param", "code")}
+        told["message"] = str(told["message"] or "the upstream failed within its stream")
+        return encode_event(dumps({**told, "type": "error", "error": told}), "error")
+
+    def _payload(self, error: UpstreamError) -> Mapping[str, Any] | None:
+        return error.payload if self._is_fit(error.payload) else None
+
+    def _is_fit(self, said: Any) -> bool:
+        text = "\n".join(strings(said))
+        if not text.strip():
+            return True
+        verdict = self._guard.check([*self._codec.messages, {"role": "assistant", "content": text}])
+        unread = not verdict.coverage.judged_turn_read and self._guard.config.on_error != "allow"
+        return not (verdict.flagged or unread)
+
+
+class WholeExchange(Exchange):
     """One request for a whole reply. Call `start`, then `offer` or `fail` until `request` is None.
 
     Of several choices each is judged by a session of its own, which repairs without another call.
@@ -61,8 +117,7 @@ class WholeExchange:
         Raises:
             RequestError: the messages cannot be read.
         """
-        self._guard = guard
-        self._codec = codec
+        super().__init__(guard, codec)
         self._on_intervention = on_intervention
         self._first = self._session()
         self._others: list[Session] = []
@@ -132,7 +187,7 @@ class WholeExchange:
         return _session(self._guard, self._codec, self._on_intervention, attempts)
 
 
-class StreamExchange:
+class StreamExchange(Exchange):
     """One request for a stream: hand `reply` and `body` to a driver, write what it shows with `write`."""
 
     def __init__(self, guard: Guardrail, codec: Codec, on_intervention: OnIntervention | None) -> None:
@@ -141,7 +196,7 @@ class StreamExchange:
         Raises:
             RequestError: the messages cannot be read.
         """
-        self._codec = codec
+        super().__init__(guard, codec)
         self._form = codec.form()
         self.session = _session(guard, codec, on_intervention, None)
         self.reply = ReplyStream(self.session, self._form)
@@ -187,25 +242,6 @@ class UpstreamItems:
             UpstreamError: it ended too early.
         """
         self._reader.finish()
-
-
-def error_event(error: UpstreamError) -> bytes | None:
-    """Return the event that tells of a failure of which the upstream told in its stream; else None."""
-    if error.payload is None:
-        return None
-    given = {name: error.payload.get(name) for name in ("message", "type", "param", "code")}
-    given["message"] = str(given["message"] or "the upstream failed within its stream")
-    return encode_event(dumps({**given, "type": "error", "error": given}), "error")
-
-
-def error_answer(error: InputError | UpstreamError) -> tuple[int, bytes]:
-    """Return status and body for a request that cannot be answered."""
-    if isinstance(error, UpstreamError):
-        found = error_body(str(error), "upstream_error", code="bad_upstream_reply")
-        return 502, dumps({"error": {**found["error"], **(error.payload or {})}})
-    param = error.param if isinstance(error, RequestError) else None
-    code = error.code if isinstance(error, RequestError) else "invalid_request"
-    return 400, dumps(error_body(str(error), "invalid_request_error", param, code))
 
 
 def _session(

@@ -10,22 +10,34 @@ from typing import Any
 
 from guardrail.errors import InputError
 
-from .wire import MOST_BYTES, UpstreamError
+from .wire import MOST_BYTES, UpstreamError, is_name
 
-# They belong to the body as the upstream sent it, or to its connection; ours is another.
+# They belong to the body as the upstream sent it, or to its connection; ours is another. And nobody is led
+# to another place: what is there was not judged.
 _ABOUT_THE_BODY = frozenset(
     "content-length content-encoding transfer-encoding content-type connection keep-alive trailer "
-    "content-md5 digest etag".split()
+    "content-md5 digest etag location".split()
+)
+# Their values are no single words. A header that has words in it and is not among these is left out.
+_KNOWN_HEADERS = frozenset(
+    "alt-svc cache-control date expires last-modified retry-after server server-timing set-cookie "
+    "strict-transport-security vary via".split()
 )
 _ABOUT_THE_REQUEST = frozenset("content-length content-encoding transfer-encoding accept-encoding".split())
 
 
 class UpstreamRefusedError(Exception):
-    """The upstream answered with a status that is no success; `response` is not read yet."""
+    """The upstream answered with a status that is no success.
 
-    def __init__(self, response: Any) -> None:
+    Attributes:
+        response: it is closed.
+        body: of it.
+    """
+
+    def __init__(self, response: Any, body: bytes) -> None:
         super().__init__(f"the upstream answered with status {response.status_code}")
         self.response = response
+        self.body = body
 
 
 def library_of(inner: Any) -> ModuleType:
@@ -70,12 +82,14 @@ def upstream_request(library: Any, request: Any, body: bytes, *, again: bool) ->
 
 
 def kept_headers(upstream: Any) -> list[tuple[str, str]]:
-    """Return the headers of the upstream's answer that hold for ours, too; of none, if there was none."""
+    """Return the headers of the upstream's answer that hold for ours, too; none, if there was no answer."""
     return [
         (name, value)
         for name, value in (upstream.headers.multi_items() if upstream is not None else [])
         # Another guard behind this one speaks for itself alone.
-        if name not in _ABOUT_THE_BODY and not name.startswith("x-guardrail-")
+        if name not in _ABOUT_THE_BODY
+        and not name.startswith("x-guardrail-")
+        and (name in _KNOWN_HEADERS or is_name(value))
     ]
 
 
@@ -91,14 +105,9 @@ def json_response(
     return library.Response(status, headers=headers, content=body, extensions=dict(extensions or {}))
 
 
-def check_status(response: Any) -> None:
-    """Let a success pass.
-
-    Raises:
-        UpstreamRefusedError: it is none.
-    """
-    if not 200 <= response.status_code < 300:
-        raise UpstreamRefusedError(response)
+def is_success(response: Any) -> bool:
+    """Return True if a response's status says that its body is what was asked for."""
+    return bool(200 <= response.status_code < 300)
 
 
 def check_size(size: int) -> None:

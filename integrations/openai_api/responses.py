@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from guardrail.outcome import GuardedReply
@@ -19,10 +20,8 @@ from .codec import View, is_own
 from .facts import facts
 from .responses_stream import ResponsesForm, ResponsesReader
 from .responses_view import as_message, output_view
-from .responses_write import ECHO, made_up_response, message_item
-from .wire import RequestError, UpstreamError, payload
-
-_WORDLESS_FIELDS = {*ECHO, "output", "status", "error", "incomplete_details", "completed_at", "usage"}
+from .responses_write import ECHO, echo, made_up_response, message_item
+from .wire import RequestError, UpstreamError, payload, without_words
 
 
 class ResponsesCodec:
@@ -76,17 +75,20 @@ class ResponsesCodec:
             raise UpstreamError("failed", payload(response))
         if not isinstance(output, list) or not all(isinstance(item, Mapping) for item in output):
             raise UpstreamError("expected a response with a list of output items, got something else")
-        more = [value for name, value in response.items() if name not in _WORDLESS_FIELDS]
+        more = {name: value for name, value in response.items() if name not in (*ECHO, "output")}
         return [output_view(output, more)]
 
     def answer(self, response: Mapping[str, Any] | None, replies: Sequence[GuardedReply]) -> dict[str, Any]:
-        """Return the response to show; one that passed is as it was."""
+        """Return the response to show; one that passed is as it was, but for words that claim to be ours."""
         told = {"guardrail": facts(replies, unread_history=self.unread_history)}
         if response is not None and is_own(replies[0]):
-            return {**response, **told}
+            return {**response, **echo(self._body, response), **told}
+        kept = response or {}
+        usage = {name: value for name, value in kept.items() if name == "usage"}
         return {
             **made_up_response(self._body, int(time.time())),
-            **{name: value for name, value in (response or {}).items() if name in (*ECHO, "usage")},
+            **echo(self._body, kept),
+            **without_words(usage),
             "output": [message_item(replies[0].text, self._kind)],
             **told,
         }
@@ -94,7 +96,9 @@ class ResponsesCodec:
     def form(self) -> ResponsesForm:
         """Return the form of the request's stream."""
         made_up = made_up_response(self._body, int(time.time()))
-        return ResponsesForm(made_up, kind=self._kind, unread_history=self.unread_history)
+        return ResponsesForm(
+            made_up, partial(echo, self._body), kind=self._kind, unread_history=self.unread_history
+        )
 
     def reader(self) -> ResponsesReader:
         """Return a reader for one stream of the upstream."""

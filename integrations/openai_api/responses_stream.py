@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from guardrail.outcome import GuardedReply
+from guardrail.sentences import is_ended
 from guardrail.streaming import Held, Mark, Part, Words
 
-from .codec import is_own
+from .codec import is_own, joined
 from .facts import facts
 from .responses_view import Kind, beside, is_spoken, output_view, runs
-from .responses_write import ECHO, ResponsesWriter, Source
+from .responses_write import ResponsesWriter, Source
 from .sse import Event
-from .wire import UpstreamError, loads
+from .wire import UpstreamError, loads, without_words
 
 _DELTAS: dict[str, tuple[Kind, str]] = {
     "response.output_text.delta": ("text", "content_index"),
@@ -23,6 +24,10 @@ _DELTAS: dict[str, tuple[Kind, str]] = {
     "response.reasoning_text.delta": ("reasoning", "content_index"),
 }
 _FINAL = ("response.completed", "response.incomplete")
+
+
+# Where words stand: number of the draft, number of the item, kind, number of the part, id of the item.
+_Key = tuple[int, int, Kind, int, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +177,24 @@ class _End:
 class ResponsesForm:
     """Events of a response; see `guardrail.streaming.StreamForm`. `write` makes their bytes."""
 
-    def __init__(self, made_up: Mapping[str, Any], *, kind: Kind, unread_history: bool) -> None:
+    def __init__(
+        self,
+        made_up: Mapping[str, Any],
+        echo: Callable[[Mapping[str, Any]], dict[str, Any]],
+        *,
+        kind: Kind,
+        unread_history: bool,
+    ) -> None:
         """Make it.
 
         Args:
             made_up: a response without output; for streams where no upstream was called.
+            echo: gives what may be told of an upstream's response before it is judged.
             kind: where text of ours belongs, "text" or "refusal".
             unread_history: told with the facts.
         """
         self._made_up = made_up
+        self._echo = echo
         self._kind = kind
         self._unread_history = unread_history
         self._draft = 0
@@ -189,7 +203,7 @@ class ResponsesForm:
         self._writer = ResponsesWriter()
 
     def _forget(self) -> None:
-        self._runs: list[tuple[Hashable, str]] = []
+        self._runs: list[tuple[_Key, str]] = []
         self._held: list[Mapping[str, Any]] = []
         self._beside: list[Any] = []
         self._final: _Final | None = None
@@ -205,12 +219,14 @@ class ResponsesForm:
         if isinstance(item, _Said):
             key = (self._draft, item.item, item.kind, item.place, item.id)
             if item.text:
+                if self._goes_on_elsewhere(key):
+                    yield Held(None)
                 self._read(key, item.text)
             yield Words(item.text, key)
         elif isinstance(item, _Finished):
             yield from self._finished(Source(self._draft, item.number, item.item.get("id")), item.item)
         else:
-            self._response = {name: item.response[name] for name in ECHO if name in item.response}
+            self._response = self._echo(item.response)
             self._final = item if isinstance(item, _Final) else None
 
     def _finished(self, source: Source, item: Mapping[str, Any]) -> Iterator[Part]:
@@ -228,12 +244,13 @@ class ResponsesForm:
     def whole(self) -> Mapping[str, Any]:
         """Return all that was read of the draft."""
         held = output_view(self._held)
-        content = [*(text for _, text in self._runs), *self._beside, *held["content"]]
-        return {**held, "content": content}
+        texts = [text for _, text in self._runs]
+        answers = joined(("text", text) for key, text in self._runs if key[2] == "text")
+        return {**held, "content": [*texts, *self._beside, *held["content"], *answers]}
 
     def words(self, key: Hashable, text: str) -> Iterable[Any]:
         """Return words of the LLM."""
-        draft, item, kind, place, id_ = cast("tuple[int, int, Kind, int, Any]", key)
+        draft, item, kind, place, id_ = cast("_Key", key)
         return [_Say(Source(draft, item, id_), kind, place, text)]
 
     def ours(self, text: str) -> Iterable[Any]:
@@ -245,7 +262,9 @@ class ResponsesForm:
         return [_End(reply)]
 
     def write(self, item: Any) -> Iterator[bytes]:
-        """Return the bytes of the events for an item."""
+        """Return the bytes of the events for an item; None stands for nothing but a wait."""
+        if item is None:
+            return
         yield from self._writer.begin({**self._made_up, **self._response})
         if isinstance(item, _Say):
             yield from self._writer.say(item.source, item.kind, item.place, item.text)
@@ -258,14 +277,24 @@ class ResponsesForm:
         else:
             yield from self._write_end(item.reply)
 
-    def _read(self, key: Hashable, text: str) -> None:
+    def _goes_on_elsewhere(self, key: _Key) -> bool:
+        """Return True if an answer that broke off within a sentence goes on in another part.
+
+        Clients put all answers together, so that a word may stand in neither part.
+        """
+        if key[2] != "text":
+            return False
+        last = next((run for run in reversed(self._runs) if run[0][2] == "text"), None)
+        return last is not None and last[0] != key and not is_ended(last[1])
+
+    def _read(self, key: _Key, text: str) -> None:
         if self._runs and self._runs[-1][0] == key:
             text = self._runs.pop()[1] + text
         self._runs.append((key, text))
 
     def _write_end(self, reply: GuardedReply) -> Iterator[bytes]:
         final = self._final if is_own(reply) else None
-        upstream = final.response if final is not None else {}
+        upstream = without_words(final.response) if final is not None else {}
         yield from self._writer.end(
             final.event if final is not None else "response.completed",
             {

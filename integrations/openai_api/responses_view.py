@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .codec import View
+from .codec import View, joined
 from .wire import call_view, strings
 
 # Where words stand: in a message's text or refusal, in a reasoning item's summary or text.
@@ -40,13 +40,18 @@ class Run:
     text: str = field(repr=False)
 
 
+def text_field(kind: Kind) -> str:
+    """Return the field of a part that holds its words."""
+    return "refusal" if kind == "refusal" else "text"
+
+
 def runs(item: Mapping[str, Any]) -> Iterator[Run]:
     """Return the words of a message or of a reasoning item, part by part."""
     for name in ("summary", "content"):
         for place, part in enumerate(_list(item.get(name))):
             kind = _kind(part)
             if kind is not None:
-                yield Run(kind, place, part["text" if kind != "refusal" else "refusal"])
+                yield Run(kind, place, part[text_field(kind)])
 
 
 def beside(item: Mapping[str, Any]) -> list[Any]:
@@ -56,10 +61,11 @@ def beside(item: Mapping[str, Any]) -> list[Any]:
         value = item.get(name)
         found += strings(value) if not isinstance(value, list) else ()
         for part in _list(value):
-            if _kind(part) is None:
+            kind = _kind(part)
+            if kind is None:
                 found += [UNREADABLE, *strings(part)]
             else:
-                found += strings(_without(part, "text", "refusal"))
+                found += strings(_without(part, text_field(kind)))
     return [*found, *strings(_without(item, "summary", "content"))]
 
 
@@ -68,7 +74,7 @@ def is_spoken(item: Mapping[str, Any]) -> bool:
     return item.get("type") in ("message", "reasoning")
 
 
-def output_view(output: Iterable[Mapping[str, Any]], more: Iterable[Any] = ()) -> View:
+def output_view(output: Sequence[Mapping[str, Any]], more: Any = None) -> View:
     """Return what items of a response hold, in the order in which streams tell it.
 
     Args:
@@ -90,10 +96,15 @@ def output_view(output: Iterable[Mapping[str, Any]], more: Iterable[Any] = ()) -
             calls.append(call_view(named, item.get(words)))
         elif kind in _MORE_OWN_CALLS:
             calls.append(call_view("", "\n".join(strings(item))))
+        elif kind == "image_generation_call":
+            rest.append(UNREADABLE)  # a picture is not looked at; only its prompt could be read
         else:
-            # A picture is not looked at; only its prompt could be read.
-            rest += [UNREADABLE] if kind == "image_generation_call" else strings(item)
-    content = [text for text in (*texts, *rest, *strings(list(more))) if text]
+            rest += strings(item)
+    # Clients put all answers together into one text.
+    answers = joined(
+        (None, run.text) for item in output if is_spoken(item) for run in runs(item) if run.kind == "text"
+    )
+    content = [text for text in (*texts, *rest, *strings(more), *answers) if text]
     return {"role": "assistant", "content": content, "tool_calls": calls}
 
 
@@ -120,8 +131,7 @@ def _output(value: Any) -> list[Any]:
 
 def _kind(part: Any) -> Kind | None:
     kind = _PART_KINDS.get(str(part.get("type"))) if isinstance(part, Mapping) else None
-    text = part.get("text" if kind != "refusal" else "refusal") if kind else None
-    return kind if isinstance(text, str) else None
+    return kind if kind is not None and isinstance(part.get(text_field(kind)), str) else None
 
 
 def _without(item: Mapping[str, Any], *names: str) -> dict[str, Any]:

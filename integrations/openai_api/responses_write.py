@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .codec import Breaks
-from .responses_view import Kind
+from .responses_view import Kind, text_field
 from .sse import encode_event
-from .wire import dumps, made_up_id
+from .wire import dumps, every_string, is_name, made_up_id, without_words
 
-# Fields of a response that are the request's, or name something.
+# Fields of a response that are the request's, or name something. They are told before anything is judged.
 ECHO = tuple(
     "id object created_at model background conversation instructions max_output_tokens max_tool_calls "
     "metadata parallel_tool_calls previous_response_id prompt prompt_cache_key prompt_cache_retention "
@@ -54,7 +54,7 @@ class Source:
 
 def message_item(text: str, kind: Kind) -> dict[str, Any]:
     """Return a message item that holds text of ours."""
-    part = {**_PARTS[kind], _text_field(kind): text}
+    part = {**_PARTS[kind], text_field(kind): text}
     return {
         "id": made_up_id("msg_"),
         "type": "message",
@@ -96,6 +96,18 @@ def made_up_response(body: Mapping[str, Any], now: int) -> dict[str, Any]:
         },
     }
     return empty | {name: body[name] for name in ECHO if body.get(name) is not None}
+
+
+def echo(body: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an upstream's response that are the request's, without words that are not.
+
+    Args:
+        body: of the request.
+        response: the upstream's, perhaps unfinished.
+    """
+    found = {name: response[name] for name in ECHO if name in response}
+    told: dict[str, Any] = without_words(found, set(every_string(body)))
+    return told
 
 
 @dataclass(slots=True)
@@ -160,7 +172,7 @@ class ResponsesWriter:
             yield from self._open_part(kind)
         self._open.source, self._open.place = source, place
         text = self._breaks.placed(kind, text)
-        self._open.parts[-1][_text_field(kind)] += text
+        self._open.parts[-1][text_field(kind)] += text
         more: dict[str, Any] = {"logprobs": []} if kind == "text" else {}
         yield self._event(f"{_EVENTS[kind]}.delta", **self._where(), delta=text, **more)
 
@@ -187,7 +199,9 @@ class ResponsesWriter:
                 return
             yield from self._close_item()
             yield from self._open_item("reasoning", source)
-        yield from self._close_item({name: item[name] for name in _CLOSING_FIELDS if name in item})
+        yield from self._close_item(
+            without_words({name: item[name] for name in _CLOSING_FIELDS if name in item})
+        )
 
     def call(self, item: Mapping[str, Any]) -> Iterator[bytes]:
         """Return the events for an item that is no words, as it is."""
@@ -250,7 +264,7 @@ class ResponsesWriter:
         if self._open is None or self._open.kind is None:
             return
         kind, part = self._open.kind, self._open.parts[-1]
-        field = _text_field(kind)
+        field = text_field(kind)
         more: dict[str, Any] = {"logprobs": []} if kind == "text" else {}
         yield self._event(f"{_EVENTS[kind]}.done", **self._where(), **{field: part[field]}, **more)
         yield self._event(f"{_part_event(kind)}.done", **self._where(), part=part)
@@ -264,8 +278,8 @@ class ResponsesWriter:
         return {"item_id": found.item["id"], "output_index": found.index, number: len(found.parts) - 1}
 
     def _id(self, given: Any, prefix: str) -> str:
-        """Return the upstream's id of an item, or one of our own if it gave none, or the same one twice."""
-        name = given if isinstance(given, str) and given and given not in self._ids else made_up_id(prefix)
+        """Return the upstream's id of an item, or one of our own if it gave none or the same one twice."""
+        name = given if given and is_name(given) and given not in self._ids else made_up_id(prefix)
         self._ids.add(name)
         return name
 
@@ -273,10 +287,6 @@ class ResponsesWriter:
         data = dumps({"type": name, "sequence_number": self._sequence, **fields})
         self._sequence += 1
         return encode_event(data, name)
-
-
-def _text_field(kind: str) -> str:
-    return "refusal" if kind == "refusal" else "text"
 
 
 def _part_event(kind: str) -> str:

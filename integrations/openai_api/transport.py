@@ -18,7 +18,7 @@ What comes back is always the library's `Response`:
 - 400: the request cannot be read or is refused; `{"error": {"message", "type": "invalid_request_error",
   "param", "code"}}`.
 - 502: the upstream answered the first call with something that is no reply; `"type": "upstream_error"`.
-- any status of the upstream's first answer that is no success, unchanged.
+- any status of the upstream's first answer that is no success, with its body, unless words in that are unfit.
 Exceptions: those of httpx of the first call; `ModelError` with `on_error="raise"`. While a stream is read:
 the library's `RemoteProtocolError` if the upstream's stream broke off, and the same as above. A failure that
 the upstream tells of in its stream is told on, as an event.
@@ -37,11 +37,11 @@ from guardrail.stream_drivers import AsyncGuardedStream, GuardedStream
 
 from .codec import Codec
 from .endpoints import Endpoint, endpoint
-from .exchange import StreamExchange, WholeExchange, error_answer, error_event, read_request
+from .exchange import Exchange, StreamExchange, WholeExchange, read_request
 from .facts import Guarded, verdict_headers
 from .http import (
     UpstreamRefusedError,
-    check_status,
+    is_success,
     json_response,
     kept_headers,
     library_of,
@@ -49,7 +49,7 @@ from .http import (
     upstream_request,
 )
 from .upstream import AsyncBody, AsyncItems, SyncBody, SyncItems, aread, read
-from .wire import MOST_BYTES, RequestError, UpstreamError, dumps
+from .wire import MOST_BYTES, RequestError, UpstreamError, dumps, error_body
 
 if TYPE_CHECKING:
     from guardrail import Guardrail
@@ -110,9 +110,23 @@ class _Transport:
             self._library, 200, body, [*kept_headers(upstream), *told.items()], {"guardrail": guarded}
         )
 
-    def _refusal(self, error: RequestError | UpstreamError) -> Any:
-        status, body = error_answer(error)
-        return json_response(self._library, status, body, [])
+    def _refusal(self, error: RequestError) -> Any:
+        body = dumps(error_body(str(error), "invalid_request_error", error.param, error.code))
+        return json_response(self._library, 400, body, [])
+
+    def _failure(self, exchange: Exchange, error: UpstreamError | UpstreamRefusedError) -> Any:
+        """Return what is told if the first call failed."""
+        if isinstance(error, UpstreamError):
+            return json_response(self._library, 502, exchange.error_answer(error), [])
+        response, body = error.response, exchange.error_body(error.body)
+        headers = kept_headers(response)
+        if body is None:
+            told = dumps(
+                error_body("what the upstream says of the failure is not fit to show", "upstream_error")
+            )
+            return json_response(self._library, response.status_code, told, headers)
+        headers += [(name, response.headers[name]) for name in ("content-type",) if name in response.headers]
+        return self._library.Response(response.status_code, headers=headers, content=body)
 
     def _streamed(self, upstream: Any, guarded: Guarded, stream: Any) -> Any:
         told = verdict_headers(guarded.verdict)
@@ -154,13 +168,14 @@ class GuardTransport(_Transport):
             if place == "pass":
                 return self._send(request)
             exchange = self._exchange(place, request.read())
+        except RequestError as error:
+            return self._refusal(error)
+        try:
             if isinstance(exchange, WholeExchange):
                 return self._whole(exchange, request)
             return self._stream(exchange, request)
-        except (RequestError, UpstreamError) as error:
-            return self._refusal(error)
-        except UpstreamRefusedError as error:
-            return error.response
+        except (UpstreamError, UpstreamRefusedError) as error:
+            return self._failure(exchange, error)
 
     def _whole(self, exchange: WholeExchange, request: Any) -> Any:
         exchange.start()
@@ -215,7 +230,7 @@ class GuardTransport(_Transport):
                     guarded.replies.append(stream.result)
                 yield exchange.write(item)
         except UpstreamError as error:
-            event = error_event(error)
+            event = exchange.error_event(error)
             if event is None:
                 raise self._broken_off(error, request) from error
             yield event
@@ -226,15 +241,11 @@ class GuardTransport(_Transport):
         """Send a request; return the response, not read yet.
 
         Raises:
-            UpstreamRefusedError: its status is no success; it is closed unless it was the first call.
+            UpstreamRefusedError: its status is no success; it is closed.
         """
         response = self._send(self._request(request, body, again=again))
-        try:
-            check_status(response)
-        except UpstreamRefusedError:
-            if again:
-                response.close()
-            raise
+        if not is_success(response):
+            raise UpstreamRefusedError(response, read(response))
         return response
 
     def _send(self, request: Any) -> Any:
@@ -270,13 +281,14 @@ class AsyncGuardTransport(_Transport):
                 return await self._send(request)
             data = await request.aread()
             exchange = await self._guard.in_thread(lambda: self._exchange(place, data))
+        except RequestError as error:
+            return self._refusal(error)
+        try:
             if isinstance(exchange, WholeExchange):
                 return await self._whole(exchange, request)
             return await self._stream(exchange, request)
-        except (RequestError, UpstreamError) as error:
-            return self._refusal(error)
-        except UpstreamRefusedError as error:
-            return error.response
+        except (UpstreamError, UpstreamRefusedError) as error:
+            return await self._guard.in_thread(partial(self._failure, exchange, error))
 
     async def _whole(self, exchange: WholeExchange, request: Any) -> Any:
         guard = self._guard
@@ -332,7 +344,7 @@ class AsyncGuardTransport(_Transport):
                     guarded.replies.append(stream.result)
                 yield exchange.write(item)
         except UpstreamError as error:
-            event = error_event(error)
+            event = await self._guard.in_thread(partial(exchange.error_event, error))
             if event is None:
                 raise self._broken_off(error, request) from error
             yield event
@@ -342,12 +354,8 @@ class AsyncGuardTransport(_Transport):
     async def _open(self, request: Any, body: dict[str, Any], *, again: bool) -> Any:
         """Do as `GuardTransport._open`."""
         response = await self._send(self._request(request, body, again=again))
-        try:
-            check_status(response)
-        except UpstreamRefusedError:
-            if again:
-                await response.aclose()
-            raise
+        if not is_success(response):
+            raise UpstreamRefusedError(response, await aread(response))
         return response
 
     async def _send(self, request: Any) -> Any:

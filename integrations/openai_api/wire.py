@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from guardrail.errors import InputError, ModelError
@@ -13,13 +14,18 @@ from guardrail.errors import InputError, ModelError
 MOST_BYTES = 32 * 2**20
 # Deepest nesting of JSON that is read.
 MOST_DEPTH = 100
-# Fields that name something, count, or are opaque; the strings in them are no words of a reply.
+# Fields that name something, count, or are opaque; names in them are no words of a reply.
 WORDLESS = frozenset(
     "id type role index object model status finish_reason native_finish_reason stop_reason format call_id "
-    "item_id created_by signature encrypted_content logprobs phase usage provider billing moderation "
-    "content_filter_results prompt_filter_results content_filters".split()
+    "item_id created created_by created_at completed_at system_fingerprint service_tier signature "
+    "encrypted_content phase usage provider billing moderation incomplete_details content_filter_results "
+    "prompt_filter_results content_filters".split()
 )
 _ENCRYPTED = ("reasoning.encrypted", "redacted_thinking")
+# A name, an id, a base64 block: one word of ASCII. Anything else may be words, wherever it stands.
+_NAME = re.compile("[!-~]*")
+# Longest token of an LLM, characters.
+_MOST_TOKEN = 64
 
 
 class RequestError(InputError):
@@ -90,8 +96,13 @@ def made_up_id(prefix: str) -> str:
     return f"{prefix}guardrail{secrets.token_hex(12)}"
 
 
+def is_name(value: Any) -> bool:
+    """Return True for a string that can only be a name, an id or something opaque, and no words."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 def strings(value: Any) -> Iterator[str]:
-    """Return every string in a JSON value that may hold words, in order."""
+    """Return every string in a JSON value that may hold words, in order; keys, too."""
     if isinstance(value, str):
         if value:
             yield value
@@ -101,20 +112,67 @@ def strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         opaque = value.get("type") in _ENCRYPTED
         for name, inner in value.items():
-            if name not in WORDLESS and not (opaque and name == "data"):
+            if not is_name(name):
+                yield name
+            if name == "logprobs":
+                yield from _token_texts(inner)
+            elif name in WORDLESS or (opaque and name == "data"):
+                yield from (text for text in every_string(inner) if not is_name(text))
+            else:
                 yield from strings(inner)
 
 
+def every_string(value: Any) -> Iterator[str]:
+    """Return every string in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield name
+            yield from every_string(inner)
+    elif isinstance(value, list):
+        for item in value:
+            yield from every_string(item)
+
+
+def without_words(value: Any, known: Container[str] = ()) -> Any:
+    """Return a JSON value with None in place of each string that may be words, and without such keys.
+
+    Args:
+        value: what nobody judges.
+        known: strings that may stay.
+    """
+    if isinstance(value, str):
+        return value if is_name(value) or value in known else None
+    if isinstance(value, list):
+        return [without_words(item, known) for item in value]
+    if isinstance(value, Mapping):
+        return {
+            name: without_words(inner, known)
+            for name, inner in value.items()
+            if is_name(name) or name in known
+        }
+    return value
+
+
 def call_view(name: Any, arguments: Any) -> dict[str, Any]:
-    """Return a tool call as `read_reply` reads it, its arguments as whoever runs the tool will read them."""
-    if isinstance(arguments, str):
-        try:
-            arguments = loads(arguments)  # letters may be written as escapes
-        except ValueError:
-            pass
+    """Return a tool call as `read_reply` reads it."""
     if not isinstance(arguments, str):
         arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
     return {"function": {"name": name if isinstance(name, str) else "", "arguments": arguments}}
+
+
+def _token_texts(value: Any) -> Iterator[str]:
+    """Return the words of token probabilities: those that the tokens make up, and what is no token."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _token_texts(inner)
+    elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        yield "".join(item["token"] for item in value if isinstance(item.get("token"), str))
+        rest = [{name: inner for name, inner in item.items() if name != "token"} for item in value]
+        yield from (text for text in strings(rest) if len(text.split()) > 1 or len(text) > _MOST_TOKEN)
+    else:
+        yield from strings(value)
 
 
 def _inner(value: Any) -> Iterable[Any]:
