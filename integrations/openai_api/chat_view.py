@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .codec import View, joined
+from guardrail.conversation import CALL_PARTS, TEXT_PARTS
+
+from .codec import UNREADABLE, View, joined
 from .wire import call_view, is_name, strings
 
 # Where the words of a message stand, in the order in which streams tell them.
@@ -38,10 +40,11 @@ def view(message: Mapping[str, Any], beside: Sequence[Any] = ()) -> View:
 
 
 def _content(parts: list[Any]) -> Iterator[Any]:
-    """Return the words of content parts; what is not text stands for itself and cannot be read."""
+    """Return the words of content parts; of one that is not text that it cannot be read, too."""
     for part in parts:
-        if isinstance(part, Mapping) and "text" not in str(part.get("type", "text")):
-            yield dict(part)
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if not isinstance(kind, str) or ("text" not in kind and kind not in TEXT_PARTS | CALL_PARTS):
+            yield UNREADABLE
         yield from strings(part)
     yield from joined((None, text) for part in parts for text in strings(part))
 
@@ -54,7 +57,7 @@ def _audio(audio: Any) -> Iterator[Any]:
             {name: value for name, value in audio.items() if name != "data" or not is_name(sound)}
         )
     else:
-        yield {"type": "audio"}
+        yield UNREADABLE
 
 
 def _call(call: Any) -> dict[str, Any]:

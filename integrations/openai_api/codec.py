@@ -12,6 +12,8 @@ from .sse import Event
 
 # What a choice holds, in a form that `guardrail.conversation.read_reply` reads.
 View = Mapping[str, Any]
+# In a view, what nobody can judge (a picture): a reply that holds one is not shown.
+UNREADABLE: Mapping[str, Any] = {"type": "unreadable"}
 
 
 class StreamReader(Protocol):

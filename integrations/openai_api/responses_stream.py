@@ -199,6 +199,7 @@ class ResponsesForm:
         self._unread_history = unread_history
         self._draft = 0
         self._response: dict[str, Any] = {}
+        self._usage: Any = made_up["usage"]
         self._forget()
         self._writer = ResponsesWriter()
 
@@ -227,6 +228,7 @@ class ResponsesForm:
             yield from self._finished(Source(self._draft, item.number, item.item.get("id")), item.item)
         else:
             self._response = self._echo(item.response)
+            self._usage = without_words(item.response.get("usage")) or self._usage
             self._final = item if isinstance(item, _Final) else None
 
     def _finished(self, source: Source, item: Mapping[str, Any]) -> Iterator[Part]:
@@ -301,7 +303,7 @@ class ResponsesForm:
                 "status": upstream.get("status") or "completed",
                 "error": None,
                 "incomplete_details": upstream.get("incomplete_details"),
-                "usage": upstream.get("usage") or self._made_up["usage"],
+                "usage": self._usage,
                 "guardrail": facts([reply], unread_history=self._unread_history),
             },
         )

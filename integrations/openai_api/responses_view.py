@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .codec import View, joined
+from .codec import UNREADABLE, View, joined
 from .wire import call_view, strings
 
 # Where words stand: in a message's text or refusal, in a reasoning item's summary or text.
@@ -22,7 +22,6 @@ _OWN_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 _MORE_OWN_CALLS = frozenset(
     "computer_call local_shell_call shell_call apply_patch_call mcp_approval_request".split()
 )
-UNREADABLE = {"type": "unreadable"}
 
 
 @dataclass(frozen=True, slots=True)

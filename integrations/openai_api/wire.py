@@ -165,7 +165,9 @@ def call_view(name: Any, arguments: Any) -> dict[str, Any]:
 def _token_texts(value: Any) -> Iterator[str]:
     """Return the words of token probabilities: those that the tokens make up, and what is no token."""
     if isinstance(value, Mapping):
-        for inner in value.values():
+        for name, inner in value.items():
+            if not is_name(name):
+                yield name
             yield from _token_texts(inner)
     elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
         yield "".join(item["token"] for item in value if isinstance(item.get("token"), str))
