@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,24 +26,31 @@ from .artifact import (
     write_manifest,
     write_parts,
 )
-from .calibration import Band, Calibration, Thresholds
+from .calibration import Calibration
 from .compose import Composer
 from .config import GuardConfig
 from .conversation import Conversation, Messages, read_conversation
 from .decision import Decision, decide, revise
-from .detector import Judgement, RuleScore, checked, judge, retrieve
+from .detector import Judgement, checked, judge, retrieve
 from .errors import ArtifactError, ConfigError, GuardrailError, InputError, ModelError
-from .judges import as_judge
 from .judging import MAX_RULES, Question, frame
-from .lazy import Lazy
+from .parts import (
+    band_of,
+    lazy_relevance,
+    lazy_rewriter,
+    second_opinion_of,
+    thresholds_of,
+    workers_of,
+)
 from .protocols import Encoder, EncoderOutput
 from .reading import Reading, read, rule_windows
 from .repair import Repairer
 from .rule_index import RuleIndex
 from .rules import Rule, as_rule
 from .second_opinion import Answer, SecondOpinion
-from .threads import PART_FAILURES, OverloadedError, Workers
-from .types import Action, Coverage, Level, RuleMatch, Verdict
+from .threads import PART_FAILURES, OverloadedError
+from .types import Coverage, RuleMatch, Verdict
+from .verdicts import blank_verdict, decided_verdict, degraded, failed_verdict, matches
 
 if TYPE_CHECKING:
     from .outcome import GuardedReply
@@ -55,8 +61,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RELEVANCE_FOLDER = Path(__file__).parent / "models" / "relevance"
-UNREAD_TEXT = "the judged turn was not read whole: it is longer than the window limit"
-UNREAD_PARTS = "parts of the judged turn that are not text were not read"
 TOO_LONG_TO_ASK = "the judged turn is too long for a second opinion; the encoder decided"
 
 
@@ -123,15 +127,15 @@ class Guardrail:
             )
         self.config = config or GuardConfig()
         self.calibration = calibration or Calibration()
-        self.thresholds = _thresholds(self.calibration.thresholds, self.config)
-        self.band = _band(self.calibration.band, self.thresholds, self.config)
-        self._second = _second_opinion(judge, self.config)
+        self.thresholds = thresholds_of(self.calibration.thresholds, self.config)
+        self.band = band_of(self.calibration.band, self.thresholds, self.config)
+        self._second = second_opinion_of(judge, self.config)
         self._encoder = encoder
-        self._checks, self._repairs, self._steps = _workers(self.config, judge)
+        self._checks, self._repairs, self._steps = workers_of(self.config, judge)
         self._lock = threading.Lock()
         self._repairer: Repairer | None = None
-        self._relevance = _lazy_relevance(relevance, self.config.threads)
-        self._rewriter = _lazy_rewriter(rewriter)
+        self._relevance = lazy_relevance(relevance, self.config.threads)
+        self._rewriter = lazy_rewriter(rewriter)
         if index is None:
             index = RuleIndex(encoder.dimension)
             index.add(self._embed_rules(rules))
@@ -237,13 +241,13 @@ class Guardrail:
             async with asyncio.timeout(self._limit(seconds)):
                 opened = await self._checks.arun(lambda: self._judge(conversation, self._second))
         except Exception as error:
-            return self._failed(conversation, error)
+            return failed_verdict(conversation, error, self.config.on_error)
         if isinstance(opened, Verdict):
             return opened
         try:
             return self._revise(opened, await opened.second.aask(opened.question, judge_seconds))
         except Exception as error:
-            return self._failed(opened.conversation, error)
+            return failed_verdict(opened.conversation, error, self.config.on_error)
 
     def check_batch(
         self, conversations: Iterable[Messages], *, progress: Callable[[int], object] | None = None
@@ -306,10 +310,10 @@ class Guardrail:
                 f"expected threads={self.config.threads}, with which this model was loaded, got "
                 f"{guard.config.threads}; load a guard with that setting"
             )
-        guard.thresholds = _thresholds(self.thresholds, GuardConfig.of(**settings))
-        guard.band = _band(self.calibration.band, guard.thresholds, guard.config)
-        guard._second = _second_opinion(judge, guard.config)
-        guard._checks, guard._repairs, guard._steps = _workers(guard.config, judge)
+        guard.thresholds = thresholds_of(self.thresholds, GuardConfig.of(**settings))
+        guard.band = band_of(self.calibration.band, guard.thresholds, guard.config)
+        guard._second = second_opinion_of(judge, guard.config)
+        guard._checks, guard._repairs, guard._steps = workers_of(guard.config, judge)
         return guard
 
     def add_rules(self, rules: Iterable[str | Mapping[str, Any] | Rule]) -> tuple[Rule, ...]:
@@ -506,7 +510,7 @@ class Guardrail:
         judgement = _stage(
             "detector", judge, output, known.index, self.calibration, max(k, self.config.top_k)
         )
-        return _matches(judgement.rules[:k], known, conversation, readings[0])
+        return matches(judgement.rules[:k], known.rules, conversation, readings[0])
 
     def check_canary(self) -> None:
         """Check that the model still flags its canary and not its twin, as `load` does.
@@ -530,7 +534,7 @@ class Guardrail:
                 return self._judge(conversation, self._second)
             return self._checks.run(lambda: self._judge(conversation, self._second), limit)
         except Exception as error:
-            return self._failed(conversation, error)
+            return failed_verdict(conversation, error, self.config.on_error)
 
     def _limit(self, seconds: float | None) -> float | None:
         """Return the longest time for one judgement, seconds."""
@@ -568,32 +572,20 @@ class Guardrail:
         known = self._known
         readings, coverage = self._read(conversation)
         if not readings[0].normalized.text.strip():
-            return self._blank(conversation, coverage)
+            return blank_verdict(conversation, coverage)
         decided = [self._decide(reading, known) for reading in readings]
         # An undone disguise counts if it is worse than the text as written.
         reading, judgement, decision = max(
             decided, key=lambda item: (item[2].action.rank, item[2].probability)
         )
-        unread = _unread(conversation, coverage)
-        verdict = Verdict(
-            action=decision.action,
-            probability=decision.probability,
-            level=decision.level,
-            rules=_matches(decision.broken, known, conversation, reading),
-            touched=_matches(decision.touched, known, conversation, reading),
-            coverage=coverage,
-            status="degraded" if unread else "ok",
-            reason=unread,
-            turn=conversation.positions[-1],
-            role=conversation.judged.role,
-        )
+        verdict = decided_verdict(conversation, coverage, decision, known.rules, reading)
         if second is None or decision.probability not in self.band:
             return verdict
         asked = [known.rules[score.position].text for score in judgement.rules[:MAX_RULES]]
         undone = "" if reading is readings[0] else reading.normalized.text
         question = frame(conversation.turns, asked, undone)
         if question is None:
-            return _degraded(verdict, TOO_LONG_TO_ASK)
+            return degraded(verdict, TOO_LONG_TO_ASK)
         return _Unsure(verdict, second, question, conversation, known, reading, judgement, decision)
 
     def _settle(self, opened: Verdict | _Unsure, judge_seconds: float | None = None) -> Verdict:
@@ -602,11 +594,11 @@ class Guardrail:
         try:
             return self._revise(opened, opened.second.ask(opened.question, judge_seconds))
         except Exception as error:
-            return self._failed(opened.conversation, error)
+            return failed_verdict(opened.conversation, error, self.config.on_error)
 
     def _revise(self, unsure: _Unsure, answer: Answer) -> Verdict:
         if answer.opinion is None:
-            return _degraded(unsure.verdict, answer.reason)
+            return degraded(unsure.verdict, answer.reason)
         decision = revise(
             unsure.decision,
             unsure.judgement,
@@ -620,7 +612,7 @@ class Guardrail:
             action=decision.action,
             probability=decision.probability,
             level=decision.level,
-            rules=_matches(decision.broken, unsure.known, unsure.conversation, unsure.reading),
+            rules=matches(decision.broken, unsure.known.rules, unsure.conversation, unsure.reading),
             judged_by="judge",
         )
 
@@ -635,42 +627,6 @@ class Guardrail:
         output = self._encode([window.ids for window in reading.packing.windows])
         judgement = _stage("detector", judge, output, known.index, self.calibration, self.config.top_k)
         return reading, judgement, decide(judgement, self.thresholds, self.config.max_rules)
-
-    def _blank(self, conversation: Conversation, coverage: Coverage) -> Verdict:
-        unread = _unread(conversation, coverage)
-        return Verdict(
-            action=Action.ALLOW,
-            probability=0.0,
-            level=Level.CASUAL,
-            rules=(),
-            touched=(),
-            coverage=coverage,
-            status="degraded" if unread else "ok",
-            reason=unread or "the judged turn is blank",
-            turn=conversation.positions[-1],
-            role=conversation.judged.role,
-        )
-
-    def _failed(self, conversation: Conversation, error: Exception) -> Verdict:
-        """Return what `on_error` says; nothing of the conversation goes into the reason."""
-        if self.config.on_error == "raise":
-            if isinstance(error, GuardrailError):
-                raise error
-            raise ModelError("detector", f"failed with {type(error).__name__}") from error
-        closed = self.config.on_error == "closed"
-        stage = error.stage if isinstance(error, ModelError) else "guard"
-        return Verdict(
-            action=Action.INTERVENE if closed else Action.ALLOW,
-            probability=1.0 if closed else 0.0,
-            level=Level.NEEDS_INTERVENTION if closed else Level.CASUAL,
-            rules=(),
-            touched=(),
-            coverage=Coverage(len(conversation.turns), 0, 0, 0, judged_turn_read=False),
-            status="error",
-            reason=f"{stage} failed ({type(error).__name__}); on_error={self.config.on_error!r} decided",
-            turn=conversation.positions[-1],
-            role=conversation.judged.role,
-        )
 
     def _embed_rules(self, rules: Sequence[Rule]) -> Any:
         return self._encode(rule_windows(rules, self._encoder)).embeddings
@@ -692,116 +648,6 @@ class Guardrail:
                 f"expected the model in {where} to flag its canary and not its twin, got P(unsafe) "
                 f"{unsafe:.2f} and {safe:.2f}; the model does not work, fetch it again"
             )
-
-
-def _unread(conversation: Conversation, coverage: Coverage) -> str:
-    """Return why the judged turn was not read whole; empty if it was."""
-    if not coverage.judged_turn_read:
-        return UNREAD_TEXT
-    return UNREAD_PARTS if conversation.parts_skipped[-1] else ""
-
-
-def _degraded(verdict: Verdict, reason: str) -> Verdict:
-    """Return the encoder's verdict, marked as lacking the second opinion."""
-    return replace(verdict, status="degraded", reason="; ".join(filter(None, (verdict.reason, reason))))
-
-
-def _matches(
-    scores: Iterable[RuleScore], known: _Known, conversation: Conversation, reading: Reading
-) -> tuple[RuleMatch, ...]:
-    return tuple(
-        RuleMatch(
-            rule=known.rules[score.position],
-            similarity=score.similarity,
-            probability=score.probability,
-            turn=conversation.positions[-1],
-            span=reading.span(score.window),
-        )
-        for score in scores
-    )
-
-
-def _thresholds(calibrated: Thresholds, config: GuardConfig) -> Thresholds:
-    chosen = {
-        "caution": config.caution_threshold,
-        "intervention": config.intervention_threshold,
-        "rule": config.rule_threshold,
-        "touch": config.touch_threshold,
-    }
-    return calibrated.model_copy(update={name: value for name, value in chosen.items() if value is not None})
-
-
-def _band(fitted: Band | None, thresholds: Thresholds, config: GuardConfig) -> Band:
-    """Return the uncertain band; a fitted one belongs to the calibrated caution threshold alone."""
-    if fitted is None or config.caution_threshold is not None:
-        fitted = Band.around(thresholds.caution)
-    low = fitted.low if config.uncertain_low is None else config.uncertain_low
-    high = fitted.high if config.uncertain_high is None else config.uncertain_high
-    if low > high:
-        raise ConfigError(f"expected uncertain_low <= uncertain_high, got {low:g} and {high:g}; set both")
-    return Band(low=low, high=high)
-
-
-def _lazy_relevance(given: Relevance | str | Path | None, threads: int) -> Lazy[Relevance] | None:
-    if given is None:
-        return None
-    if not isinstance(given, str | Path):
-        return Lazy(lambda: given)
-    folder = _model_in(Path(given), "relevance.json")
-
-    def load() -> Relevance:
-        from .relevance import OnnxRelevance  # here: only a repair needs it
-
-        return OnnxRelevance(folder, threads=threads)
-
-    return Lazy(load)
-
-
-def _lazy_rewriter(given: Rewriter | str | Path | None) -> Lazy[Rewriter] | None:
-    if given is None:
-        return None
-    if not isinstance(given, str | Path):
-        return Lazy(lambda: given)
-    folder = _model_in(Path(given), "rewriter.json")
-
-    def load() -> Rewriter:
-        from .rewriter import TransformersRewriter  # here: only a repair needs it, and it needs torch
-
-        return TransformersRewriter.load(folder, threads=1)
-
-    return Lazy(load)
-
-
-def _model_in(folder: Path, description: str) -> Path:
-    """Return the folder; a wrong path must show when the guard is made, not at the first repair."""
-    if not (folder / description).is_file():
-        raise ArtifactError(f"expected a model folder with {description} at {folder}, found none")
-    return folder
-
-
-def _workers(config: GuardConfig, judge: Any) -> tuple[Workers, Workers, Workers]:
-    """Return threads for judgements, for repairs, and for the steps of guarded replies, which wait for both.
-
-    Few at a time: more would not be faster, and would keep the event loop from its turn. A step that waits
-    for a judge computes nothing, so there is room for more of these.
-    """
-    steps = config.workers + (config.judge_workers if judge is not None else 0)
-    return (
-        Workers(config.workers, config.max_waiting, "guardrail-check"),
-        Workers(config.workers, config.max_waiting, "guardrail-repair"),
-        Workers(steps, sys.maxsize, "guardrail-step"),
-    )
-
-
-def _second_opinion(judge: Any, config: GuardConfig) -> SecondOpinion | None:
-    if judge is None:
-        return None
-    return SecondOpinion(
-        as_judge(judge),
-        deadline_ms=config.judge_deadline_ms,
-        workers=config.judge_workers,
-        cache=config.judge_cache,
-    )
 
 
 def _stage(name: str, function: Callable[..., Any], *args: Any) -> Any:

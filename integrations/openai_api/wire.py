@@ -163,16 +163,16 @@ def call_view(name: Any, arguments: Any) -> dict[str, Any]:
 
 
 def _token_texts(value: Any) -> Iterator[str]:
-    """Return the words of token probabilities: those that the tokens make up, and what is no token."""
+    """Return the words of token probabilities: texts that tokens in a row make up, and what is no token."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if not is_name(name):
                 yield name
             yield from _token_texts(inner)
-    elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
-        yield "".join(item["token"] for item in value if isinstance(item.get("token"), str))
-        rest = [{name: inner for name, inner in item.items() if name != "token"} for item in value]
-        yield from (text for text in strings(rest) if len(text.split()) > 1 or len(text) > _MOST_TOKEN)
+    elif isinstance(value, list):
+        tokens = [item.get("token") for item in value if isinstance(item, Mapping)]
+        yield "".join(token for token in tokens if isinstance(token, str))
+        yield from (text for text in strings(value) if len(text.split()) > 1 or len(text) > _MOST_TOKEN)
     else:
         yield from strings(value)
 
