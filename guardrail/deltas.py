@@ -19,41 +19,45 @@ def merge_deltas(deltas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         deltas: in order; e.g. `choices[0].delta` of each chunk.
     """
     whole: dict[str, Any] = {}
+    lists = _Lists()
     for delta in deltas:
-        _merge(whole, delta)
+        lists.merge(whole, delta)
     return whole
 
 
-def _merge(whole: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    for name, value in delta.items():
-        known = whole.get(name)
-        if value is None:
-            whole.setdefault(name, None)
-        elif isinstance(value, Mapping):
-            inner = dict(known) if isinstance(known, dict) else {}
-            _merge(inner, value)
-            whole[name] = inner
-        elif isinstance(value, list):
-            whole[name] = _merged_lists(known if isinstance(known, list) else [], value)
-        elif isinstance(value, str) and isinstance(known, str) and name not in NAMES:
-            whole[name] = known + value
-        else:
-            whole[name] = value
+class _Lists:
+    """Merges in place, and remembers where the items of each list stand: long streams have many."""
 
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[list[Any], dict[int, int]]] = {}  # by id; each list is kept alive
 
-def _merged_lists(known: list[Any], more: list[Any]) -> list[Any]:
-    """Return the items of both; those with the same `index` are one."""
-    merged = list(known)
-    places = {item["index"]: place for place, item in enumerate(merged) if _has_index(item)}
-    for item in more:
-        if _has_index(item) and item["index"] in places:
-            _merge(merged[places[item["index"]]], item)
-        else:
-            merged.append(dict(item) if isinstance(item, Mapping) else item)
-            if _has_index(item):
-                places[item["index"]] = len(merged) - 1
-    return merged
+    def merge(self, whole: dict[str, Any], delta: Mapping[str, Any]) -> None:
+        for name, value in delta.items():
+            known = whole.get(name)
+            if value is None:
+                whole.setdefault(name, None)
+            elif isinstance(value, Mapping):
+                if not isinstance(known, dict):
+                    whole[name] = known = {}
+                self.merge(known, value)
+            elif isinstance(value, list):
+                if not isinstance(known, list):
+                    whole[name] = known = []
+                self._extend(known, value)
+            elif isinstance(value, str) and isinstance(known, str) and name not in NAMES:
+                whole[name] = known + value
+            else:
+                whole[name] = value
 
-
-def _has_index(item: Any) -> bool:
-    return isinstance(item, Mapping) and isinstance(item.get("index"), int)
+    def _extend(self, known: list[Any], more: list[Any]) -> None:
+        """Add items to a list; those with the same `index` are one."""
+        _, places = self._places.setdefault(id(known), (known, {}))
+        for item in more:
+            if not isinstance(item, Mapping):
+                known.append(item)
+                continue
+            index = item.get("index")
+            place = places.setdefault(index, len(known)) if isinstance(index, int) else len(known)
+            if place == len(known):
+                known.append({})
+            self.merge(known[place], item)

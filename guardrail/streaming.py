@@ -93,6 +93,35 @@ class StreamForm(Protocol):
         ...
 
 
+class Breaks:
+    """Puts the blank line between two drafts where it belongs: between texts of the same field.
+
+    The state machine puts it before whatever is shown next, which may be another field. For forms that
+    know fields.
+    """
+
+    def __init__(self) -> None:
+        """Make it; it serves one reply."""
+        self._written: set[str] = set()  # fields with words in them
+        self._due: set[str] = set()  # those whose next words are of another draft
+        self._given = False  # the next words bring a break with them
+
+    def restart(self) -> None:
+        """Take note that the words to come are of another draft."""
+        self._due, self._given = set(self._written), bool(self._written)
+
+    def placed(self, field: str, text: str) -> str:
+        """Return words as they are to be written into a field."""
+        if self._given:
+            text = text.removeprefix(BREAK)
+        if field in self._due:
+            text = BREAK + text
+        self._given = False
+        self._due.discard(field)
+        self._written.add(field)
+        return text
+
+
 @dataclass(slots=True)
 class _Waiting:
     """A part that waits, and where the judged text ends with it."""

@@ -7,8 +7,8 @@
 The model is wrapped, not its output: whoever listens to a chain (`stream`, `astream_events`,
 LangGraph's "messages" mode) hears each token as soon as the model says it, so an inner model that
 could be heard would give away what is taken back later. Here it runs detached, and what it says comes
-out sentence by sentence, as it is judged. (LangSmith, where it is switched on, is the developer's own ear
-and does hear it.)
+out sentence by sentence, as it is judged. (LangSmith, where it is switched on, and callbacks of the inner
+model itself are the developer's own ears and do hear it.)
 
 When to guide, regenerate or compose is decided in `guardrail.session`; this folder only turns
 messages into what that reads, and its outcome into messages.
@@ -16,11 +16,11 @@ messages into what that reads, and its outcome into messages.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from guardrail.errors import MissingDependencyError
 from guardrail.middleware import agenerate, generate
@@ -31,15 +31,21 @@ from guardrail.streaming import ReplyStream
 from guardrail.types import Verdict
 
 try:
-    from langchain_core.caches import BaseCache
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
     from langchain_core.language_models import BaseChatModel
     from langchain_core.language_models.base import LangSmithParams
-    from langchain_core.messages import AIMessage, BaseMessage
+    from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
     from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-    from langchain_core.runnables import Runnable, RunnableLambda
+    from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
-    from .langchain_inner import InnerModel, innermost, wants_structure
+    from .langchain_inner import (
+        AsyncDetachedStream,
+        DetachedStream,
+        InnerModel,
+        detached,
+        innermost,
+        wants_structure,
+    )
     from .langchain_messages import as_chunk, shown
     from .langchain_runnable import GuardrailRunnable
     from .langchain_stream import LangChainForm
@@ -60,10 +66,10 @@ class GuardedChatModel(BaseChatModel):
 
     Reasoning, tool calls and their arguments are judged with the reply, tools' results as turns of the
     conversation. A replaced reply calls no tools. Token counts are those of the draft that was taken, not
-    of rejected ones.
+    of rejected ones. Inside of a LangGraph graph the inner model has no part in its streams and checkpoints.
 
-    Replies are not cached here unless you ask for it: a cached one would not know of rules that were
-    added since. The inner model may cache its drafts; each is judged again.
+    Replies are not cached here: a cached one would not know of another guard, nor of rules that were added
+    since. The inner model may cache its drafts; each is judged again.
 
     Attributes:
         model: the inner chat model, or a runnable from messages to a message, e.g. `model.bind(...)`.
@@ -72,18 +78,22 @@ class GuardedChatModel(BaseChatModel):
             user's turn asks for intervention.
         whole: True makes streams come in one piece, once all of it is judged. Always so where an option
             asks for JSON: half of a rejected draft before another one is none.
-        cache: as in any chat model, but off by default.
+        cache: always False.
 
     Raises:
         InputError: from any call, if the conversation or the inner model's output cannot be read.
         ModelError: from any call, if the guard failed and is set to `on_error="raise"`.
+        OutputParserException: from any call, if the inner model raised one or a `ValidationError`; it does not
+            quote the draft, as theirs may.
+        Exception: from any call, whatever else the inner model raises in the first one.
     """
 
     model: Runnable[Any, Any]
     guard: Guardrail = Field(exclude=True, repr=False)
     on_intervention: Callable[[Any, Verdict], str] | None = Field(default=None, exclude=True, repr=False)
     whole: bool = False
-    cache: BaseCache | bool | None = Field(default=False, exclude=True)
+    cache: Literal[False] = Field(default=False, exclude=True)
+    _configurable: Mapping[str, Any] = PrivateAttr(default_factory=dict)
 
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
@@ -147,6 +157,36 @@ class GuardedChatModel(BaseChatModel):
         if isinstance(model, GuardedChatModel):
             return model.model_copy(update={"whole": True})
         return self.model_copy(update={"model": model, "whole": True})
+
+    # A chat model is not told the call's config, so what that chooses is kept for the inner model.
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        """Return a reply that was judged."""
+        return super(GuardedChatModel, self._configured(config)).invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        """Return a reply that was judged; the event loop stays free."""
+        return await super(GuardedChatModel, self._configured(config)).ainvoke(input, config, **kwargs)
+
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """Return a reply sentence by sentence, as it is judged."""
+        return super(GuardedChatModel, self._configured(config)).stream(input, config, **kwargs)
+
+    def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Return a reply sentence by sentence, as it is judged; the event loop stays free."""
+        return super(GuardedChatModel, self._configured(config)).astream(input, config, **kwargs)
+
+    def _configured(self, config: RunnableConfig | None) -> GuardedChatModel:
+        chosen = (config or {}).get("configurable")
+        if not chosen:
+            return self
+        configured = self.model_copy()
+        configured._configurable = chosen
+        return configured
 
     @property
     def model_name(self) -> str:
@@ -213,7 +253,8 @@ class GuardedChatModel(BaseChatModel):
             yield ChatGenerationChunk(message=as_chunk(self._reply(messages, stop, kwargs)))
             return
         inner = InnerModel(self.model, stop, kwargs)
-        with closing(GuardedStream(self._reply_stream(messages), inner.stream)) as chunks:
+        stream = GuardedStream(self._reply_stream(messages), inner.stream)
+        with closing(DetachedStream(stream, self._configurable)) as chunks:
             for chunk in chunks:
                 yield ChatGenerationChunk(message=chunk)
 
@@ -229,7 +270,7 @@ class GuardedChatModel(BaseChatModel):
             return
         inner = InnerModel(self.model, stop, kwargs)
         stream = AsyncGuardedStream(self.guard, self._reply_stream(messages), inner.astream)
-        async with aclosing(stream) as chunks:
+        async with aclosing(AsyncDetachedStream(stream, self._configurable)) as chunks:
             async for chunk in chunks:
                 yield ChatGenerationChunk(message=chunk)
 
@@ -240,14 +281,17 @@ class GuardedChatModel(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]
     ) -> AIMessage:
         inner = InnerModel(self.model, stop, options)
-        reply = generate(self.guard, inner.invoke, messages, on_intervention=self.on_intervention)
+        with detached(self._configurable):
+            reply = generate(self.guard, inner.invoke, messages, on_intervention=self.on_intervention)
         return shown(inner.draft, reply)
 
     async def _areply(
         self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]
     ) -> AIMessage:
         inner = InnerModel(self.model, stop, options)
-        reply = await agenerate(self.guard, inner.ainvoke, messages, on_intervention=self.on_intervention)
+        hook = self.on_intervention
+        with detached(self._configurable):
+            reply = await agenerate(self.guard, inner.ainvoke, messages, on_intervention=hook)
         return shown(inner.draft, reply)
 
 

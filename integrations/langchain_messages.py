@@ -22,17 +22,21 @@ from guardrail.streaming import OWN_STRATEGIES
 
 # Under this name the outcome stands in a message's `response_metadata`.
 FACTS = "guardrail"
-# Where providers put words: reasoning, refusals and tool calls besides content and `tool_calls`.
-TEXT_KEYS = frozenset(
-    {
-        "text", "content", "summary", "reasoning", "reasoning_content", "reasoning_details", "thinking",
-        "refusal", "audio", "transcript", "function", "function_call", "tool_calls", "name", "title",
-        "annotations", "citations", "cited_text", "quote", "extras",
-    }
-)  # fmt: skip
-# Of these, the ones that stand beside a text in its own block: what it quotes.
-BESIDE_TEXT = ("annotations", "citations", "extras")
+# Words may stand anywhere in a message, under names that no list would hold. Under these even a single one is
+# read; under others all that is not one run of ASCII: a name, a number, a link, a signature.
+WORD_KEYS = frozenset(
+    """args arguments input partial_json text content summary reasoning reasoning_content thinking refusal
+    transcript name title cited_text quote query code output""".split()
+)
 ARGUMENT_KEYS = frozenset({"args", "arguments", "input"})
+ONE_RUN = re.compile(r"[!-~]*")
+# Blocks of tools that the provider runs itself: what they were asked and what they gave.
+PROVIDERS_TOOLS = re.compile(
+    r"mcp_call|mcp_list_tools|mcp_tool_use|custom_tool_call|web_search_call|file_search_call"
+    r"|code_interpreter_call|executable_code|code_execution_result|\w+_tool_result"
+)
+# Kinds of values that are no words, or not only words: a block that holds one of them counts as unread.
+MEDIA = re.compile(r"(?:input_|output_)?(?:image|audio|video|file|media|document)(?:_url|_file)?")
 # A string that can only be a name, a number or a date: no words, no JSON.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,100}")
 TOOL_REASONS = ("tool_calls", "tool_call", "tool_use", "function_call")
@@ -65,14 +69,20 @@ def as_chunk(message: AIMessage) -> AIMessageChunk:
 
 
 def readable(message: AIMessage) -> AIMessage:
-    """Return the message as it is judged: words that stand outside its content are moved into it."""
-    message = message.model_copy(update={"content": _unwrapped(message.content)})
-    texts = [text for place in _other_places(message) for text in _words(place)]
+    """Return the message as it is judged: words that stand outside its text are moved to its beginning."""
+    content = message.content
+    if not isinstance(content, str):
+        content = [_readable_block(block) for block in content]
+    moved: dict[str, Any] = {"content": content, "additional_kwargs": {}, "invalid_tool_calls": []}
+    judged = message.model_copy(update=moved)
+    known = read_reply(judged)[0].text
+    places = [message.additional_kwargs, message.model_extra, message.tool_calls]
+    found = _words([content, *places, message.invalid_tool_calls])
+    texts = [text for text in dict.fromkeys(found) if text not in known]
     if not texts:
-        return message
-    content = [message.content] if isinstance(message.content, str) else message.content
-    moved: dict[str, Any] = {"additional_kwargs": {}, "invalid_tool_calls": []}
-    return message.model_copy(update={"content": [*texts, *content], **moved})
+        return judged
+    rest = [content] if isinstance(content, str) else content
+    return judged.model_copy(update={"content": [*texts, *rest]})
 
 
 def shown(draft: AIMessage | None, reply: GuardedReply) -> AIMessage:
@@ -119,45 +129,49 @@ def wordless(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _unwrapped(content: str | list[Any]) -> str | list[Any]:
-    """Return content without LangChain's wrapping of blocks that it has no type of its own for."""
-    if isinstance(content, str):
-        return content
-    wrapped = [isinstance(part, dict) and part.get("type") == "non_standard" for part in content]
-    return [part.get("value", part) if wrap else part for part, wrap in zip(content, wrapped, strict=True)]
+def _readable_block(block: Any) -> Any:
+    """Return a block without LangChain's wrapping; as text if it is of a provider's own tool."""
+    if isinstance(block, dict) and block.get("type") == "non_standard":
+        block = block.get("value", block)
+    if isinstance(block, dict) and _is_providers_tool(block):
+        return {"type": "text", "text": "\n".join(_words(block))}
+    return block
 
 
-def _other_places(message: AIMessage) -> Iterator[object]:
-    """Yield the parts of a message that can hold words and that `read_reply` does not read in order."""
-    known = {call["id"] for call in message.tool_calls if call["id"]}
-    for part in message.content:
-        if isinstance(part, dict) and not known & {part.get("id"), part.get("call_id")}:
-            read_part = read_reply({"content": [part]})[0].text
-            yield {name: part[name] for name in BESIDE_TEXT if name in part} if read_part else part
-    yield message.invalid_tool_calls
-    # LangChain fills `tool_calls` from here; both hold the same calls then.
-    read = {"tool_calls"} if message.tool_calls or message.invalid_tool_calls else set()
-    yield {name: value for name, value in message.additional_kwargs.items() if name not in read}
+def _is_providers_tool(block: dict[str, Any]) -> bool:
+    return PROVIDERS_TOOLS.fullmatch(str(block.get("type"))) is not None and not _has_media(block)
 
 
-def _words(place: object) -> Iterator[str]:
-    if isinstance(place, str):
-        if place:
-            yield place
-    elif isinstance(place, Mapping):
-        for name, value in place.items():
-            if name in ARGUMENT_KEYS and not isinstance(value, str):
-                yield json.dumps(value, ensure_ascii=False, default=str)
-            elif name in ARGUMENT_KEYS or name in TEXT_KEYS:
-                yield from _words(value)
-    elif isinstance(place, list | tuple):
-        for item in place:
-            yield from _words(item)
+def _has_media(value: object) -> bool:
+    if isinstance(value, Mapping):
+        kind = value.get("type")
+        return (isinstance(kind, str) and MEDIA.fullmatch(kind) is not None) or _has_media([*value.values()])
+    return isinstance(value, list | tuple) and any(_has_media(item) for item in value)
+
+
+def _words(value: object, name: str = "") -> Iterator[str]:
+    """Yield all strings in a value that may be words; the value stands under a name."""
+    if hasattr(value, "model_dump"):  # e.g. what a client has parsed already
+        value = value.model_dump()
+    if isinstance(value, str):
+        if value and (name in WORD_KEYS or not ONE_RUN.fullmatch(value)):
+            yield value
+    elif isinstance(value, Mapping):
+        if value and name in ARGUMENT_KEYS:
+            yield json.dumps(value, ensure_ascii=False, default=str)
+            return
+        for inner, held in value.items():
+            yield from _words(held, str(inner))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _words(item, name)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in values.items():
+        if "logprobs" in name:  # in some forms the tokens are the names
+            continue
         if value is None or isinstance(value, bool | int | float):
             kept[name] = value
         elif isinstance(value, Mapping) and (inner := _numbers(value)):

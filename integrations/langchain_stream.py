@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessageChunk
 from langchain_core.messages.ai import add_ai_message_chunks
 
 from guardrail.outcome import GuardedReply
-from guardrail.streaming import OWN_STRATEGIES, Held, Mark, Part, Words
+from guardrail.streaming import OWN_STRATEGIES, Breaks, Held, Mark, Part, Words
 
 from .langchain_messages import as_chunk, as_message, facts, readable, shown, wordless
 
@@ -59,8 +59,9 @@ class LangChainForm:
         self._shows = False  # some of the draft was shown
         self._draft_id: str | None = None
         # All drafts:
+        self._breaks = Breaks()
         self._last: AIMessage | None = None  # the one before, as far as it came
-        self._id: str | None = None  # the message's, once it is settled by what was shown
+        self._id: str | None = None  # the message's, settled by the first draft that was shown in part
         self._name: str | None = None
         self._highest = -1  # index of a content block
         self._offset = 0  # to the indices of this draft's blocks
@@ -69,12 +70,13 @@ class LangChainForm:
 
     def restart(self) -> None:
         """Forget the draft; the next one continues the message if some of this one was shown."""
+        self._breaks.restart()
         if not self._items:
             return
         self._last = as_message(self._merged())
         if self._shows:
             # What follows must not be added to blocks of this draft, nor change the message's id.
-            self._id = self._id or self._draft_id
+            self._id = self._message_id
             self._offset = self._highest + 1
             self._drafts += 1
         self._items, self._sum, self._single, self._shows = [], None, False, False
@@ -106,6 +108,8 @@ class LangChainForm:
     def words(self, key: Hashable, text: str) -> Iterable[Any]:
         """Return one chunk."""
         self._shows = True
+        is_text = key is None or (isinstance(key, _Place) and key.kind == "text")
+        text = self._breaks.placed("text" if is_text else "reasoning", text)
         if isinstance(key, _Place):
             self._blocks_shown = True
             return [self._chunk(content=[key.block(text)])]
@@ -115,6 +119,7 @@ class LangChainForm:
 
     def ours(self, text: str) -> Iterable[Any]:
         """Return one chunk; a block of its own behind blocks that were shown."""
+        text = self._breaks.placed("text", text)
         block = {"type": "text", "text": text, "index": self._offset}
         return [self._chunk(content=[block] if self._blocks_shown else text)]
 
@@ -147,6 +152,10 @@ class LangChainForm:
             response_metadata={**({} if last is None else wordless(last.response_metadata)), **facts(reply)},
             chunk_position="last",
         )
+
+    @property
+    def _message_id(self) -> str | None:
+        return self._id if self._drafts else self._draft_id
 
     def _merged(self) -> AIMessageChunk:
         if self._sum is None:
@@ -189,7 +198,7 @@ class LangChainForm:
         defaults = {
             # Nothing, in the kind of content that the model sends: LangChain keeps the two kinds apart.
             "content": [] if isinstance(latest.content, list) else "",
-            "id": self._id or self._draft_id,
+            "id": self._message_id,
             "name": self._name,
         }
         metadata = {name: told[name] for name in EVERYWHERE if name in told}

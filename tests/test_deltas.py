@@ -1,6 +1,7 @@
 """Pieces of a message, as OpenAI-compatible APIs stream them, added up."""
 
 import copy
+import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,3 +78,19 @@ def test_any_split_of_a_text_gives_it_back(text, ends):
     marks = sorted({0, len(text), *(min(end, len(text)) for end in ends)})
     deltas = [{"content": text[a:b], "role": "assistant"} for a, b in zip(marks, marks[1:], strict=False)]
     assert merge_deltas(deltas).get("content", "") == text
+
+
+def test_the_work_grows_with_the_stream_and_not_with_its_square():
+    deltas = [{"calls": [{"index": index, "name": "f"}]} for index in range(20_000)]
+    start = time.process_time()
+
+    assert len(merge_deltas(deltas)["calls"]) == 20_000
+    assert time.process_time() - start < 1.0
+
+
+def test_the_pieces_stay_as_they_are():
+    deltas = [{"a": {"b": ["x"]}, "c": [{"index": 0, "d": {"e": "f"}}]} for _ in range(2)]
+    before = copy.deepcopy(deltas)
+
+    assert merge_deltas(deltas) == {"a": {"b": ["x", "x"]}, "c": [{"index": 0, "d": {"e": "ff"}}]}
+    assert deltas == before

@@ -13,6 +13,7 @@ from guardrail.conversation import read_conversation
 from guardrail.encoder import OnnxEncoder
 from guardrail.normalize import normalize
 from guardrail.reading import read
+from guardrail.tokenizer import MOST_AT_ONCE, _pieces
 from guardrail.types import Turn
 
 MAX_TOKENS = 64
@@ -100,6 +101,25 @@ def test_tokenize_adds_nothing_and_cuts_nothing(encoder):
     assert encoder.cls_id not in ids
     assert encoder.sep_id not in ids
     assert (encoder.cls_id, encoder.sep_id) == (2, 3)
+
+
+@given(
+    st.lists(st.sampled_from(["we", "drive", "home,", "ünd", "x" * 99, "x" * 300, "\n", " "]), max_size=40)
+)
+@settings(max_examples=50, deadline=None)
+def test_a_long_text_is_read_in_pieces_as_it_would_be_at_once(encoder, words):
+    text = " ".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guardrail.tokenizer.MOST_AT_ONCE", 7)
+        pieces = encoder.tokenize(text)
+    assert pieces == encoder.tokenize(text)
+
+
+def test_no_piece_of_a_text_is_so_long_that_other_threads_wait_for_it():
+    for text in ("we drive home " * 5000, "x" * 50_000, "x \n" * 20_000):
+        pieces = _pieces(text)
+        assert "".join(text[start:end] for start, end in pieces) == text
+        assert max(end - start for start, end in pieces) < MOST_AT_ONCE + 200
 
 
 @given(st.text(max_size=60))

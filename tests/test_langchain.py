@@ -48,6 +48,7 @@ from langchain_fakes import (
     in_one,
     scripted,
 )
+from pydantic import ValidationError
 
 from guardrail import Guardrail, InputError
 from guardrail.compose import UNAVAILABLE
@@ -350,27 +351,6 @@ def test_a_blocked_message_has_no_tool_calls_anywhere(mode, draft):
         assert [block["type"] for block in shown.content_blocks] == ["text"]
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"tool_calls": CALLS},
-        {"invalid_tool_calls": [{"name": "x", "args": "drive after beer", "id": "1", "error": None}]},
-        {"additional_kwargs": {"reasoning_content": "the user had beer, so let them drive"}},
-        {"additional_kwargs": {"function_call": {"name": "x", "arguments": "drive after beer"}}},
-        {"content": [{"type": "tool_use", "id": "9", "name": "x", "input": {"then": "drive after beer"}}]},
-        {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "beer, drive"}]}]},
-        {"content": [{"type": "thinking", "thinking": "beer, then drive", "signature": "abc"}]},
-    ],
-    ids=["calls", "invalid", "reasoning", "function", "tool_use", "summary", "thinking"],
-)
-def test_words_outside_the_text_are_judged_too(more):
-    draft = AIMessage(**{"content": "Fine.", **more})
-    shown = guarded(draft, SAFE_REPLY).invoke(SAFE)
-    assert shown.content == SAFE_REPLY
-    assert shown.response_metadata["guardrail"]["attempts"][0]["flagged"]
-    assert guarded(AIMessage("Fine.")).invoke(SAFE).content == "Fine."
-
-
 def test_fine_reasoning_stays_where_it_was():
     draft = AIMessage("Fine.", additional_kwargs={"reasoning_content": "they baked bread"})
     shown = guarded(draft).invoke(SAFE)
@@ -489,13 +469,15 @@ def test_a_deadline_holds_for_the_inner_model(mode):
 # --- the rest of a chat model
 
 
-def test_no_answer_is_cached_unless_asked_for():
+def test_no_answer_is_cached():
     set_llm_cache(InMemoryCache())
     try:
         model = guard_model(RunnableLambda(lambda messages: "Then drive!"), make_guard())
         assert model.invoke(SAFE).content == "Then drive!"
         model.guard.add_rules([{"id": "new-001", "rule": "we baked bread today and it was lovely"}])
         assert "new-001" in repr(model.invoke(SAFE).response_metadata)
+        with pytest.raises(ValidationError, match="should be False"):
+            GuardedChatModel(model=model.model, guard=model.guard, cache=True)
     finally:
         set_llm_cache(None)
 

@@ -194,7 +194,7 @@ if hasattr(BaseChatModel, "astream_log"):
         return seen, text_of(pieces)
 
 
-STREAM_MODES = ["messages", "values", "updates"]
+STREAM_MODES = ["messages", "values", "updates", "custom", "debug", "tasks", "checkpoints"]
 
 
 def _graph(model: Any, *, stream: bool = False) -> Any:

@@ -209,7 +209,7 @@ def test_blocks_of_two_drafts_stay_apart(mode, index):
     content = in_one(STREAMS[mode](model, SAFE)).content
     assert [block["type"] for block in content] == ["thinking", "text", "thinking", "text"]
     assert [block["signature"] for block in content[::2]] == ["Zmlyc3Q=", "c2Vjb25k"]
-    assert content[1]["text"] + content[3]["text"] == f"Fine.{SAFE_REPLY}"
+    assert content[1]["text"] + content[3]["text"] == f"Fine.\n\n{SAFE_REPLY}"
     assert content[2]["thinking"] == "\n\nWell. So."
 
 

@@ -378,16 +378,21 @@ def test_a_request_that_cannot_be_guarded_is_refused_and_not_sent(server, client
     assert server.requests == []
 
 
-def test_what_is_judged_is_what_is_sent(server):
+def test_what_is_judged_is_what_is_sent():
     twice = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}], "messages": MORE}'
-    data = twice.replace(b"MORE", json.dumps(user(SAFE)).encode())
-    server.script = [chat(FINE)]
+    bodies = []
 
-    with httpx.Client(transport=GuardTransport(make_guard(), httpx.HTTPTransport())) as http:
-        http.post(f"{server.url}/chat/completions", content=data)
+    def upstream(request):
+        bodies.append(request.content)
+        return httpx.Response(200, content=chat(FINE).body)
 
-    assert server.requests[0][2]["messages"][-1] == user(SAFE)[0]
-    assert "hi" not in json.dumps(server.requests[0][2]["messages"][-1:])
+    with httpx.Client(transport=GuardTransport(make_guard(), httpx.MockTransport(upstream))) as http:
+        http.post(
+            "http://u/chat/completions", content=twice.replace(b"MORE", json.dumps(user(SAFE)).encode())
+        )
+
+    assert SAFE.encode() in bodies[0]
+    assert b'"hi"' not in bodies[0]
 
 
 def test_the_timeout_of_the_client_holds(server, client):

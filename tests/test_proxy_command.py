@@ -84,6 +84,54 @@ def test_a_stream_that_does_not_end_is_cut_off_after_the_time_for_shutting_down(
         until(lambda: upstream.closed_early == 1)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("signals", [1, 2])
+def test_whoever_is_not_answered_when_it_ends_is_told_to_try_elsewhere(signals):
+    upstream = ScriptedUpstream(wait=30)
+    answers = []
+    seconds = "0.3" if signals == 1 else "30"
+    with (
+        on_socket(upstream.app) as upstream_url,
+        command(upstream_url, "--shutdown-seconds", seconds, "--max-concurrency", "1") as (
+            process,
+            url,
+            lines,
+        ),
+    ):
+        half = _half_a_request(url)
+        callers = [
+            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}{CHAT}", json=chat_body("hi"))))
+            for _ in range(2)
+        ]
+        for caller in callers:
+            caller.start()
+        until(lambda: "guardrail_queue_length 1.0" in httpx.get(f"{url}/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
+        with half:
+            half.sendall(b"}")
+            assert b"shutting_down" in half.makefile("rb").read()
+        if signals == 2:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+        for caller in callers:
+            caller.join(5)
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in answers] == [
+        (503, "shutting_down")
+    ] * 2
+    assert all(answer.headers["retry-after"] for answer in answers)
+    assert not any("exception" in json.loads(line) or "Traceback" in line for line in lines)
+
+
+def _half_a_request(url):
+    """Return a connection on which all of a request but its last byte was sent."""
+    body = json.dumps(chat_body("hi"))
+    connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), 5)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body[:-1]}".encode())
+    return connection
+
+
 def test_an_address_in_use_is_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -11,8 +11,8 @@ from fakes import DRIVING, WordEncoder, make_guard
 from proxy_tools import FINE, SECRET, ScriptedUpstream, ask, chat_body, client_of, proxy_app
 
 from guardrail import Guardrail
+from guardrail.integrations.proxy.door import Keys
 from guardrail.integrations.proxy.errors import ProxyError
-from guardrail.integrations.proxy.keys import Keys
 from guardrail.integrations.proxy.limits import (
     Admission,
     ClientBusyError,
@@ -172,6 +172,7 @@ def test_everything_but_health_asks_for_the_key(path):
     ("host", "settings", "status"),
     [
         ("localhost:8642", {}, 200),
+        ("LocalHost:8642", {}, 200),
         ("127.0.0.1:8642", {}, 200),
         ("[::1]:8642", {}, 200),
         ("[::1]", {}, 200),
@@ -235,7 +236,9 @@ def test_a_body_that_does_not_arrive_is_given_up():
         (b"[]", "invalid_json"),
         (b"\xff\xfe", "invalid_json"),
         (b'{"messages": NaN}', "invalid_json"),
-        (b'{"messages": ' + b"[" * 100_000, "invalid_request"),
+        (b'{"messages": ' + b"[" * 100_000, "invalid_json"),
+        (b'{"messages": ' + b"[" * 150 + b"]" * 150 + b"}", "invalid_json"),
+        (b'{"messages": 1e999}', "invalid_json"),
         (b'{"messages": ' + b"9" * 5000 + b"}", "invalid_json"),
         (
             json.dumps(chat_body() | {"messages": [{"role": "user", "content": "x"}] * 4}).encode(),
@@ -268,6 +271,22 @@ def test_another_type_of_body_is_refused(headers):
     app = proxy_app(make_guard(), ScriptedUpstream())
     answer = ask(app, "POST", CHAT, content=json.dumps(chat_body()).encode(), headers=headers)
     assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("path", [CHAT, "/check", "/rules", "/v1/models"])
+def test_a_page_of_another_site_is_let_in_by_no_browser(path):
+    """A browser sends JSON to another site only if that says yes when asked first."""
+    upstream = ScriptedUpstream()
+    app = proxy_app(make_guard(), upstream, allow_rules=True)
+    page = {"origin": "http://page.example", "access-control-request-method": "POST"}
+    asked = ask(app, "OPTIONS", path, headers={**page, "access-control-request-headers": "content-type"})
+    body = json.dumps(chat_body("hello")).encode()
+    sent = ask(app, "POST", path, content=body, headers={**page, "content-type": "text/plain"})
+    read = ask(app, "GET", "/metrics", headers=page)
+    assert asked.status_code == 405
+    assert sent.status_code in (405, 415)
+    assert not any(name.startswith("access-control") for one in (asked, sent, read) for name in one.headers)
+    assert not upstream.requests
 
 
 def test_three_times_the_capacity_is_shed_and_the_rest_is_right():

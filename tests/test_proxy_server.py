@@ -256,6 +256,21 @@ def test_a_head_that_is_too_long_is_refused():
     assert b" 400 " in found.splitlines()[0]
 
 
+def test_a_body_of_two_lengths_is_refused_and_nothing_behind_it_is_read():
+    upstream = ScriptedUpstream()
+    body = json.dumps(chat_body("hello")).encode()
+    hidden = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    lengths = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n" % len(chunked + hidden)
+    with proxied(upstream) as (url, _):
+        found = raw(url, head.encode() + lengths + chunked + hidden)
+    assert found.startswith(b"HTTP/1.1 400 ")
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert b"two_lengths" in found
+    assert not upstream.requests
+
+
 def test_connections_are_bounded():
     with proxied(ScriptedUpstream(), max_connections=3) as (url, _):
         host, port = url.removeprefix("http://").split(":")

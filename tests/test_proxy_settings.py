@@ -103,6 +103,7 @@ def test_a_file_of_keys(tmp_path):
         (["--upstream", UP, "--port", "99999"], "port"),
         (["--upstream", UP, "--workers", "0"], "workers"),
         (["--upstream", UP, "--api-key-file", "no-such-file"], "no-such-file"),
+        (["--upstream", UP, "--upstream-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
         (["--upstream", UP, "--rules", "no-such-file"], "no-such-file"),
         (["--upstream", UP, "--model", "no-such-folder"], "no-such-folder"),
     ],

@@ -48,8 +48,27 @@ def test_a_line_for_each_request_without_text_and_keys():
     for secret in (SECRET, "right-key", "the-upstreams", "drive off", "127.0.0.1"):
         assert secret not in "".join(lines)
     with logged(TextFormatter()) as lines:
-        ask(app, "GET", "/healthz")
+        ask(app, "GET", "/nowhere")
     assert " info request request_id=" in lines[0]
+
+
+def test_probes_leave_no_line_while_all_is_well():
+    app = proxy_app(make_guard(), ScriptedUpstream())
+    with logged(JsonFormatter()) as lines:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            ask(app, "GET", path)
+        assert not lines
+        app.state.door.draining = True
+        ask(app, "GET", "/readyz")
+    assert [(json.loads(line)["path"], json.loads(line)["status"]) for line in lines] == [("/readyz", 503)]
+
+
+def test_a_line_tells_the_upstreams_answer_from_the_proxys():
+    with logged(JsonFormatter()) as lines:
+        for status in (429, 307):
+            ask(proxy_app(make_guard(), ScriptedUpstream(status=status)), "GET", "/v1/models")
+    found = [json.loads(line) for line in lines]
+    assert [(line["status"], line["upstream_status"]) for line in found] == [(429, 429), (502, 307)]
 
 
 def test_metrics_have_few_labels():

@@ -12,10 +12,12 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
 from .options import ExtraRules, Model
 
 KEY_ENV = "GUARDRAIL_API_KEY"
 UPSTREAM_KEY_ENV = "GUARDRAIL_UPSTREAM_KEY"
+GUARD, LIMITS = "The guard", "Limits"
 
 
 class OnError(StrEnum):
@@ -64,48 +66,99 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
     ] = False,
+    playground: Annotated[
+        bool, typer.Option("--playground", help="A page at / to try the guard; callers may add rules.")
+    ] = False,
+    allow_rules: Annotated[
+        bool, typer.Option("--allow-rules", help="Let callers add rules with POST /rules.")
+    ] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="Log lines on stderr.")] = LogFormat.JSON,
     model: Model = None,
     rules: ExtraRules = None,
     rewriter: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A trained rewrite model, for repairs.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A trained rewrite model, for repairs.", rich_help_panel=GUARD),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Judgements at a time.")] = 2,
+    judge_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A model of the upstream that gives a second opinion where the guard is unsure.",
+            rich_help_panel=GUARD,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Threads that judge; one for each core.", rich_help_panel=GUARD)
+    ] = 2,
     on_error: Annotated[
-        OnError, typer.Option(help="When the guard itself fails: a safe reply, an error, or let pass.")
+        OnError,
+        typer.Option(
+            help="When the guard itself fails: a safe reply, an error, or let pass.", rich_help_panel=GUARD
+        ),
     ] = OnError.CLOSED,
     on_intervention: Annotated[
-        OnIntervention, typer.Option(help="Where somebody may come to harm: our reply, or the LLM guided.")
+        OnIntervention,
+        typer.Option(
+            help="Where somebody may come to harm: our reply, or the LLM guided.", rich_help_panel=GUARD
+        ),
     ] = OnIntervention.REPLY,
     stream_release: Annotated[
-        Release, typer.Option(help="Show streams sentence by sentence, or once they are judged whole.")
+        Release,
+        typer.Option(
+            help="Show streams sentence by sentence, or once they are judged whole.", rich_help_panel=GUARD
+        ),
     ] = Release.SENTENCE,
-    max_concurrency: Annotated[int, typer.Option(help="Requests at work at a time.")] = 64,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; one more gets 503.")] = 64,
-    queue_seconds: Annotated[float, typer.Option(help="Longest wait; then 503.")] = 10.0,
+    max_concurrency: Annotated[
+        int, typer.Option(help="Requests at work at a time.", rich_help_panel=LIMITS)
+    ] = 64,
+    max_queue: Annotated[
+        int, typer.Option(help="Requests that may wait; one more gets 503.", rich_help_panel=LIMITS)
+    ] = 64,
+    queue_seconds: Annotated[
+        float, typer.Option(help="Longest wait; then 503.", rich_help_panel=LIMITS)
+    ] = 10.0,
     per_client: Annotated[
-        int | None, typer.Option(help="Requests of one key or address at a time; one more gets 429.")
+        int | None,
+        typer.Option(
+            help="Requests of one key or address at a time; one more gets 429.", rich_help_panel=LIMITS
+        ),
     ] = None,
-    max_body_kib: Annotated[int, typer.Option(help="Longest body, KiB; else 413.")] = 1024,
-    body_seconds: Annotated[float, typer.Option(help="Time for a body to arrive; else 408.")] = 30.0,
-    max_turns: Annotated[int, typer.Option(help="Messages of a conversation; else 400.")] = 512,
-    max_checks: Annotated[int, typer.Option(help="Judgements in a request to /check; else 400.")] = 64,
-    deadline_seconds: Annotated[float, typer.Option(help="Time for a whole request; else 504.")] = 300.0,
-    connect_seconds: Annotated[float, typer.Option(help="Time to reach the upstream; else 504.")] = 10.0,
-    shutdown_seconds: Annotated[float, typer.Option(help="On SIGTERM, time to finish.")] = 30.0,
-    max_connections: Annotated[int, typer.Option(help="Open connections; one more gets 503.")] = 512,
-    header_seconds: Annotated[float, typer.Option(help="Time for a request's head to arrive.")] = 10.0,
-    keep_alive_seconds: Annotated[int, typer.Option(help="Time that an idle connection stays.")] = 30,
-    ready_seconds: Annotated[float, typer.Option(help="/readyz: time for the guard's canary.")] = 2.0,
+    max_body_kib: Annotated[
+        int, typer.Option(help="Longest body, KiB; else 413.", rich_help_panel=LIMITS)
+    ] = 1024,
+    body_seconds: Annotated[
+        float, typer.Option(help="Time for a body to arrive; else 408.", rich_help_panel=LIMITS)
+    ] = 30.0,
+    max_turns: Annotated[
+        int, typer.Option(help="Messages of a conversation; else 400.", rich_help_panel=LIMITS)
+    ] = 512,
+    max_checks: Annotated[
+        int, typer.Option(help="Judgements in a request to /check; else 400.", rich_help_panel=LIMITS)
+    ] = 64,
+    deadline_seconds: Annotated[
+        float, typer.Option(help="Time for a whole request; else 504.", rich_help_panel=LIMITS)
+    ] = 300.0,
+    connect_seconds: Annotated[
+        float, typer.Option(help="Time to reach the upstream; else 504.", rich_help_panel=LIMITS)
+    ] = 10.0,
+    shutdown_seconds: Annotated[
+        float, typer.Option(help="On SIGTERM, time to finish.", rich_help_panel=LIMITS)
+    ] = 30.0,
+    max_connections: Annotated[
+        int, typer.Option(help="Open connections; one more gets 503.", rich_help_panel=LIMITS)
+    ] = 512,
+    header_seconds: Annotated[
+        float, typer.Option(help="Time for a request's head to arrive.", rich_help_panel=LIMITS)
+    ] = 10.0,
+    keep_alive_seconds: Annotated[
+        int, typer.Option(help="Time that an idle connection stays.", rich_help_panel=LIMITS)
+    ] = 30,
+    ready_seconds: Annotated[
+        float, typer.Option(help="/readyz: time for the guard's canary.", rich_help_panel=LIMITS)
+    ] = 2.0,
     ready_upstream: Annotated[
-        bool, typer.Option("--ready-upstream", help="/readyz also asks the upstream.")
+        bool, typer.Option("--ready-upstream", help="/readyz also asks the upstream.", rich_help_panel=LIMITS)
     ] = False,
-    playground: Annotated[
-        bool, typer.Option("--playground", help="A page at / to try the guard; may add rules.")
-    ] = False,
-    allow_rules: Annotated[
-        bool, typer.Option("--allow-rules", help="Let POST /rules change the running guard.")
-    ] = False,
-    log_format: Annotated[LogFormat, typer.Option(help="Log lines on stderr.")] = LogFormat.JSON,
 ) -> None:
     """Put the guard in front of any LLM with an OpenAI-compatible API.
 
@@ -128,7 +181,7 @@ def serve(
         host=host,
         port=port,
         api_keys=keys,
-        upstream_key=os.environ.get(upstream_key, "").strip() or None,
+        upstream_key=_upstream_key(upstream_key),
         insecure=insecure,
         max_concurrency=max_concurrency,
         max_queue=max_queue,
@@ -157,6 +210,21 @@ def serve(
         stream_release=stream_release.value,
     )
     added = [rule for path in rules or () for rule in read_rules(path)]
-    guard = Guardrail.load(model, config=config, rewriter=rewriter)
+    judge = None
+    if judge_model is not None:
+        judge = proxy.upstream_judge(settings, judge_model, seconds=config.judge_deadline_ms / 1000)
+    guard = Guardrail.load(model, config=config, rewriter=rewriter, judge=judge)
     guard.add_rules(added)
     proxy.serve(guard, settings)
+
+
+def _upstream_key(variable: str) -> str | None:
+    """Return the key for the upstream, if there is one.
+
+    Raises:
+        InputError: a variable was named, and there is nothing in it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key and variable != UPSTREAM_KEY_ENV:
+        raise InputError(f"expected the upstream's key in the environment variable {variable}, got nothing")
+    return key or None

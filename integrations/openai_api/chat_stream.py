@@ -15,10 +15,10 @@ from typing import Any
 
 from guardrail.deltas import merge_deltas
 from guardrail.outcome import GuardedReply
-from guardrail.streaming import Held, Part, Words
+from guardrail.streaming import Breaks, Held, Part, Words
 
 from .chat_view import TEXT_FIELDS, view
-from .codec import Breaks, is_own, joined
+from .codec import is_own, joined
 from .facts import facts
 from .sse import Event, encode_event
 from .wire import UpstreamError, dumps, is_name, loads, made_up_id, strings, without_words
@@ -118,12 +118,12 @@ class ChatForm:
 
     def parts(self, item: Mapping[str, Any]) -> Iterator[Part]:
         """Take a chunk apart: words of a field, and all else in the delta that may hold words."""
-        self._meta = {name: item[name] for name in _META if item.get(name) is not None}
-        self._usage = item.get("usage") or self._usage
+        self._meta = without_words({name: item[name] for name in _META if item.get(name) is not None})
+        self._usage = without_words(item.get("usage")) or self._usage
         for choice in item.get("choices") or []:
             if choice.get("index", 0) != 0:
                 continue  # nobody asked for it
-            self._finish = choice.get("finish_reason") or self._finish
+            self._finish = without_words(choice.get("finish_reason")) or self._finish
             delta = choice.get("delta") or {}
             for name in TEXT_FIELDS:
                 text = delta.get(name)
@@ -179,18 +179,18 @@ class ChatForm:
                 yield self._chunk({"audio": {"data": audio["data"]}})
 
     def _write_end(self, reply: GuardedReply) -> Iterator[bytes]:
-        reason = without_words(self._finish or "stop") if is_own(reply) else "stop"
+        reason = (self._finish or "stop") if is_own(reply) else "stop"
         told: dict[str, Any] = {"guardrail": facts([reply])}
         if self._wants_usage:
             yield self._chunk({}, reason)
-            usage = without_words(self._usage) or {
+            usage = self._usage or {
                 "prompt_tokens": 0,
                 "completion_tokens": 0,
                 "total_tokens": 0,
             }
             yield self._event({**self._started(), "choices": [], "usage": usage, **told})
         else:
-            told |= {"usage": without_words(self._usage)} if self._usage else {}
+            told |= {"usage": self._usage} if self._usage else {}
             yield self._chunk({}, reason, told)
         yield encode_event(_DONE.encode())
 
@@ -215,7 +215,7 @@ class ChatForm:
         """Return what every chunk holds: of the first draft of which something is shown."""
         if self._head is None:
             made_up = {"id": made_up_id("chatcmpl-"), "created": int(time.time()), "model": self._model}
-            self._head = {**made_up, **without_words(self._meta), "object": "chat.completion.chunk"}
+            self._head = {**made_up, **self._meta, "object": "chat.completion.chunk"}
         return self._head
 
     def _event(self, chunk: Mapping[str, Any]) -> bytes:

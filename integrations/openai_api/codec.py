@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from guardrail.outcome import GuardedReply
-from guardrail.streaming import BREAK, OWN_STRATEGIES, StreamForm
+from guardrail.streaming import OWN_STRATEGIES, StreamForm
 
 from .sse import Event
 
@@ -101,30 +101,3 @@ def joined(runs: Iterable[tuple[Hashable, str]]) -> list[str]:
     for key, text in runs:
         texts.setdefault(key, []).append(text)
     return ["".join(found) for found in texts.values() if len(found) > 1]
-
-
-class Breaks:
-    """Puts the blank line between two drafts where it belongs: between texts of the same field.
-
-    The state machine puts it before whatever is shown next, which may be another field.
-    """
-
-    def __init__(self) -> None:
-        self._written: set[str] = set()  # fields with words in them
-        self._due: set[str] = set()  # those whose next words are of another draft
-        self._given = False  # the next words bring a break with them
-
-    def restart(self) -> None:
-        """Take note that the words to come are of another draft."""
-        self._due, self._given = set(self._written), bool(self._written)
-
-    def placed(self, field: str, text: str) -> str:
-        """Return words as they are to be written into a field."""
-        if self._given:
-            text = text.removeprefix(BREAK)
-        if field in self._due:
-            text = BREAK + text
-        self._given = False
-        self._due.discard(field)
-        self._written.add(field)
-        return text

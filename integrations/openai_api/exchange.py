@@ -67,6 +67,7 @@ class Exchange:
         """
         try:
             said = loads(data)
+            data = dumps(said)  # what was judged: a key may stand there twice
         except ValueError:
             said = data.decode("utf-8", "replace")
         return data if self._is_fit(said) else None

@@ -20,8 +20,8 @@ _ABOUT_THE_BODY = frozenset(
 )
 # Their values are no single words. A header that has words in it and is not among these is left out.
 _KNOWN_HEADERS = frozenset(
-    "alt-svc cache-control date expires last-modified retry-after server server-timing set-cookie "
-    "strict-transport-security vary via".split()
+    "alt-svc cache-control date expires last-modified retry-after set-cookie strict-transport-security "
+    "vary".split()
 )
 _ABOUT_THE_REQUEST = frozenset("content-length content-encoding transfer-encoding accept-encoding".split())
 

@@ -1,5 +1,8 @@
 """The Responses API: requests and whole replies. Pure; streams are in `responses_stream`.
 
+What a response repeats of the request is told as it is where the request says the same; other words in it
+(the instructions of a stored prompt) are left out, as the LLM may have written them.
+
 `background` is refused: its reply is fetched later, past the guard. With `previous_response_id`,
 `conversation` or references to items the upstream alone knows the turns before: the reply is judged with
 the input that is there, and the facts say `unread_history`. Note that the upstream keeps the LLM's draft
@@ -79,7 +82,7 @@ class ResponsesCodec:
         return [output_view(output, more)]
 
     def answer(self, response: Mapping[str, Any] | None, replies: Sequence[GuardedReply]) -> dict[str, Any]:
-        """Return the response to show; one that passed is as it was, but for words that claim to be ours."""
+        """Return the response to show; one that passed is as it was, but for what `echo` leaves out."""
         told = {"guardrail": facts(replies, unread_history=self.unread_history)}
         if response is not None and is_own(replies[0]):
             return {**response, **echo(self._body, response), **told}

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .codec import Breaks
+from guardrail.streaming import Breaks
+
 from .responses_view import Kind, text_field
 from .sse import encode_event
 from .wire import dumps, every_string, is_name, made_up_id, without_words
@@ -199,9 +200,7 @@ class ResponsesWriter:
                 return
             yield from self._close_item()
             yield from self._open_item("reasoning", source)
-        yield from self._close_item(
-            without_words({name: item[name] for name in _CLOSING_FIELDS if name in item})
-        )
+        yield from self._close_item({name: item[name] for name in _CLOSING_FIELDS if name in item})
 
     def call(self, item: Mapping[str, Any]) -> Iterator[bytes]:
         """Return the events for an item that is no words, as it is."""

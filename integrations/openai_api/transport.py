@@ -18,7 +18,9 @@ What comes back is always the library's `Response`:
 - 400: the request cannot be read or is refused; `{"error": {"message", "type": "invalid_request_error",
   "param", "code"}}`.
 - 502: the upstream answered the first call with something that is no reply; `"type": "upstream_error"`.
-- any status of the upstream's first answer that is no success, with its body, unless words in that are unfit.
+- any status of the upstream's first answer that is no success, with its body, unless words in that are
+  unfit (some upstreams quote a draft in their error).
+Headers of the upstream come with it, but those that hold words, or lead to another place.
 Exceptions: those of httpx of the first call; `ModelError` with `on_error="raise"`. While a stream is read:
 the library's `RemoteProtocolError` if the upstream's stream broke off, and the same as above. A failure that
 the upstream tells of in its stream is told on, as an event.
@@ -49,7 +51,7 @@ from .http import (
     upstream_request,
 )
 from .upstream import AsyncBody, AsyncItems, SyncBody, SyncItems, aread, read
-from .wire import MOST_BYTES, RequestError, UpstreamError, dumps, error_body
+from .wire import MOST_BYTES, RequestError, UpstreamError, dumps, error_body, is_name
 
 if TYPE_CHECKING:
     from guardrail import Guardrail
@@ -117,16 +119,18 @@ class _Transport:
     def _failure(self, exchange: Exchange, error: UpstreamError | UpstreamRefusedError) -> Any:
         """Return what is told if the first call failed."""
         if isinstance(error, UpstreamError):
-            return json_response(self._library, 502, exchange.error_answer(error), [])
-        response, body = error.response, exchange.error_body(error.body)
-        headers = kept_headers(response)
+            # A client would try again, and pay for each reply, where without the guard it would not.
+            headers = [("x-should-retry", "false")]
+            return json_response(self._library, 502, exchange.error_answer(error), headers)
+        headers = kept_headers(error.response)
+        body = exchange.error_body(error.body)
         if body is None:
-            told = dumps(
-                error_body("what the upstream says of the failure is not fit to show", "upstream_error")
-            )
-            return json_response(self._library, response.status_code, told, headers)
-        headers += [(name, response.headers[name]) for name in ("content-type",) if name in response.headers]
-        return self._library.Response(response.status_code, headers=headers, content=body)
+            message = "what the upstream says of the failure is not fit to show"
+            body, kind = dumps(error_body(message, "upstream_error")), "application/json"
+        else:
+            kind = error.response.headers.get("content-type", "").partition(";")[0]
+        headers += [("content-type", kind)] if is_name(kind) else []
+        return self._library.Response(error.response.status_code, headers=headers, content=body)
 
     def _streamed(self, upstream: Any, guarded: Guarded, stream: Any) -> Any:
         told = verdict_headers(guarded.verdict)

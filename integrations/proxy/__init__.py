@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError((error.name or "starlette").replace("_", "-"), "proxy") from error
 
 from .app import create_app
+from .second_opinion import upstream_judge
 from .server import serve
 
-__all__ = ["ProxySettings", "create_app", "read_keys", "serve"]
+__all__ = ["ProxySettings", "create_app", "read_keys", "serve", "upstream_judge"]

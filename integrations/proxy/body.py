@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from ..openai_api.wire import MOST_DEPTH, loads
 from .errors import CLOSE, ProxyError, bad_request
 
 Receive = Any  # Callable[[], Awaitable[MutableMapping[str, Any]]], as ASGI has it
 LINGER_SECONDS = 1.0
+# Objects in which an app names things as it likes.
+FREE = frozenset({"parameters", "input_schema", "arguments", "metadata"})
+# Fields of requests that decide what is said, and by whom.
+READ = frozenset(
+    "messages input instructions role content type text refusal stream n tools functions tool_calls "
+    "function_call function name arguments output previous_response_id conversation background".split()
+)
 
 
 class ClientGoneError(Exception):
@@ -78,14 +85,48 @@ def read_json(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
     if kind != "application/json":
         raise ProxyError(415, "content_type", "expected the header 'Content-Type: application/json'")
     try:
-        found = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except RecursionError:
-        raise bad_request("expected JSON that is not nested so deeply") from None
+        found = loads(body.decode("utf-8"))
     except ValueError:  # of the bytes or of the JSON; its text and context hold them
-        raise bad_request("expected a JSON object in UTF-8, got broken JSON", "invalid_json") from None
+        raise bad_request(
+            f"expected a JSON object in UTF-8, at most {MOST_DEPTH} levels deep and with finite numbers, got "
+            f"something else",
+            "invalid_json",
+        ) from None
     if not isinstance(found, dict):
         raise bad_request(f"expected a JSON object, got {type(found).__name__}", "invalid_json")
     return found
+
+
+def check_spelling(given: Mapping[str, Any], conversation: str) -> None:
+    """Refuse fields that some upstreams would take for others.
+
+    Servers written in Go take "Content" for "content", and the last of the two counts: they would read
+    what was not judged.
+
+    Args:
+        given: the body of a request.
+        conversation: the field with its messages.
+
+    Raises:
+        ProxyError: 400.
+    """
+    for name in _names(given, conversation):
+        read = name.casefold()
+        if read in READ and name != read:
+            raise bad_request(f"expected the field {read!r} in lower case")
+
+
+def _names(given: Mapping[str, Any], conversation: str) -> Iterator[str]:
+    """Return the names of fields: of the body, and of all within its messages."""
+    yield from given
+    inner = [given.get(conversation)]
+    while inner:
+        value = inner.pop()
+        if isinstance(value, list):
+            inner += value
+        elif isinstance(value, dict):
+            yield from value
+            inner += [held for name, held in value.items() if name not in FREE]
 
 
 def check_turns(given: object, most: int) -> None:
@@ -96,10 +137,6 @@ def check_turns(given: object, most: int) -> None:
     """
     if isinstance(given, list) and len(given) > most:
         raise bad_request(f"expected at most {most} messages, got {len(given)}", "too_many_turns")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
 
 
 def _too_long(most: int) -> ProxyError:

@@ -11,6 +11,8 @@ import httpx
 from guardrail.errors import ConfigError, InputError, ModelError
 from guardrail.threads import OverloadedError
 
+from .limits import ClientBusyError, QueueFullError, QueueTimeoutError
+
 RETRY_SECONDS = 1
 CLOSE = {"connection": "close"}
 
@@ -67,6 +69,13 @@ def overloaded(code: str, message: str, status: int = 503) -> ProxyError:
     return ProxyError(status, code, message, {"retry-after": str(RETRY_SECONDS)})
 
 
+def shutting_down() -> ProxyError:
+    """Return the answer to a request that comes, or is not done, when the proxy ends."""
+    refusal = overloaded("shutting_down", "the proxy is shutting down; try again, or another one")
+    refusal.headers |= CLOSE
+    return refusal
+
+
 def late() -> ProxyError:
     """Return the answer to a request that took too long."""
     return ProxyError(504, "deadline", "the request took longer than this proxy allows")
@@ -78,10 +87,10 @@ def failure_of(error: Exception) -> ProxyError:
         return error
     if isinstance(error, InputError | ConfigError):
         return bad_request(str(error))
-    if isinstance(error, RecursionError):
-        return bad_request("expected JSON that is not nested so deeply")
-    if isinstance(error, OverloadedError):
-        return overloaded("overloaded", "too many requests wait for the guard; try again")
+    if isinstance(error, ClientBusyError):
+        return overloaded("client_busy", "you have too many requests at work; wait for one to end", 429)
+    if isinstance(error, QueueFullError | QueueTimeoutError | OverloadedError):
+        return overloaded("overloaded", "too many requests wait for their turn; try again")
     if isinstance(error, ModelError) and error.stage == "llm":
         return ProxyError(502, "upstream_failed", "the upstream sent something that is no reply")
     if isinstance(error, ModelError):

@@ -10,13 +10,12 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from .body import ClientGoneError, linger, read_body
-from .errors import CLOSE, ProxyError, failure_of, late, overloaded
-from .keys import Keys
-from .limits import Admission, ClientBusyError, QueueFullError, QueueTimeoutError
+from .door import Door
+from .errors import CLOSE, ProxyError, failure_of, late, shutting_down
 from .logs import log_request, logger
 from .metrics import Metrics
 from .record import CURRENT, KEY, Record
-from .settings import ProxySettings, is_loopback
+from .settings import ProxySettings
 from .tracing import request_span
 
 Message = MutableMapping[str, Any]
@@ -33,12 +32,14 @@ class Call:
     """A request that was let in.
 
     Attributes:
+        model: the name in the URL, if the endpoint has one; else "".
         headers: names in lower case.
         query: the parameters of the URL.
         body: as it came.
         record: notes about it.
     """
 
+    model: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     query: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
@@ -50,44 +51,6 @@ class Answer(Protocol):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send it."""
-
-
-@dataclass(slots=True)
-class Door:
-    """What decides who comes in.
-
-    Attributes:
-        draining: True once no more requests are taken.
-    """
-
-    settings: ProxySettings
-    keys: Keys
-    admission: Admission
-    draining: bool = False
-
-    def refuse_when_draining(self) -> None:
-        """Raise 503 once the proxy is about to end."""
-        if self.draining:
-            refusal = overloaded("shutting_down", "the proxy is shutting down; try another one")
-            refusal.headers |= CLOSE
-            raise refusal
-
-    def refuse_other_hosts(self, host: str) -> None:
-        """Raise 403 for a name that is not this machine's, where nothing but the address keeps others out.
-
-        A page on the web can have its own name lead to this machine, and would be let in by the browser.
-        """
-        settings = self.settings
-        if settings.api_keys or settings.insecure:
-            return
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if not is_loopback(name.strip("[]")):
-            raise ProxyError(
-                403,
-                "unknown_host",
-                "expected the header 'Host: localhost' or a loopback address; set an API key to be called "
-                "by other names",
-            )
 
 
 class Observed:
@@ -121,7 +84,7 @@ class Observed:
         try:
             with request_span(record, headers):
                 try:
-                    await self._answered(scope, receive, noted, record)
+                    await self._answered(scope, receive, noted, headers)
                 finally:
                     record.close()
         finally:
@@ -129,9 +92,17 @@ class Observed:
             self._metrics.add(record)
             log_request(record)
 
-    async def _answered(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
+        record: Record = scope[KEY]
         try:
-            await self._app(scope, receive, send)
+            if "transfer-encoding" in headers and "content-length" in headers:
+                # A server in front of this one may go by the other of the two, and take the rest of this
+                # body for the next caller's request.
+                record.error = "two_lengths"
+                refusal = ProxyError(400, record.error, "expected one length of the body, got two", CLOSE)
+                await send_error(send, refusal)
+            else:
+                await self._app(scope, receive, send)
         except ClientGoneError:
             pass
         except Exception as error:
@@ -145,23 +116,27 @@ class Observed:
 class Gated:
     """One endpoint: checks the key and the limits, then does its work, unless the caller leaves."""
 
-    def __init__(self, path: str, door: Door, work: Callable[[Call], Awaitable[Answer]]) -> None:
+    def __init__(
+        self, path: str, door: Door, settings: ProxySettings, work: Callable[[Call], Awaitable[Answer]]
+    ) -> None:
         """Make it.
 
         Args:
             path: as it is named in logs and metrics.
             door: who may come in.
+            settings: how much a request may take.
             work: gives the answer to a call.
         """
         self._path = path
         self._door = door
+        self._settings = settings
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         record: Record = scope[KEY]
         record.endpoint = self._path
-        limit = asyncio.timeout(self._door.settings.deadline_seconds)
+        limit = asyncio.timeout(self._settings.deadline_seconds)
         try:
             try:
                 async with limit:
@@ -172,32 +147,39 @@ class Gated:
                 raise late() from None
         except ClientGoneError:
             record.error = "client_gone"
-        except asyncio.CancelledError:  # the time for shutting down is over
-            record.error = "cancelled"
-            raise
+        except asyncio.CancelledError:
+            if not self._door.draining:
+                record.error = "cancelled"
+                raise
+            # The server's way to say that the time for shutting down is over.
+            await self._refused(shutting_down(), record, receive, send)
         except Exception as error:
-            failure = _refusal(error)
-            record.error = failure.code
+            failure = failure_of(error)
             if failure.code == "internal_error":
                 logger.error("%s", type(error).__name__, extra={"request": record})
-            if record.streaming:
-                await _last_word(send, failure)
-            elif not record.status:
-                await send_error(send, failure, receive if failure.unread else None)
+            await self._refused(failure, record, receive, send)
+
+    async def _refused(self, failure: ProxyError, record: Record, receive: Receive, send: Send) -> None:
+        record.error = failure.code
+        if record.streaming:
+            await _last_word(send, failure)
+        elif not record.status:
+            await send_error(send, failure, receive if failure.unread else None)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
-        door, settings = self._door, self._door.settings
+        door, settings = self._door, self._settings
         door.refuse_when_draining()
         headers = headers_of(scope)
-        door.refuse_other_hosts(headers.get("host", ""))
-        client = door.keys.caller(headers, (scope.get("client") or ("",))[0])
+        client = door.caller(headers, (scope.get("client") or ("",))[0])
         # Before the body is read: whoever is refused costs next to nothing.
         door.admission.refuse_if_full(client)
         body = await read_body(
             receive, headers, most=settings.max_body_kib * 1024, seconds=settings.body_seconds
         )
+        door.refuse_when_draining()  # nobody waits for what had not come in by then
         record.bytes_in = len(body)
-        call = Call(headers, query_of(scope), body, record)
+        model = scope.get("path_params", {}).get("model", "")
+        call = Call(model, headers, query_of(scope), body, record)
 
         async def work() -> None:
             began = time.monotonic()
@@ -271,16 +253,6 @@ async def _unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> Non
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _refusal(error: Exception) -> ProxyError:
-    if isinstance(error, QueueFullError):
-        return overloaded("overloaded", "too many requests wait for their turn; try again")
-    if isinstance(error, QueueTimeoutError):
-        return overloaded("overloaded", "the request waited too long for its turn; try again")
-    if isinstance(error, ClientBusyError):
-        return overloaded("client_busy", "you have too many requests at work; wait for one to end", 429)
-    return failure_of(error)
 
 
 def headers_of(scope: Scope) -> dict[str, str]:

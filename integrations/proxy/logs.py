@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from .record import Record
 
@@ -20,33 +20,39 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        fields: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "event": record.getMessage().strip(),
-        }
-        request = getattr(record, "request", None)
-        if isinstance(request, Record):
-            fields |= request.to_dict()
-        if record.exc_info and record.exc_info[0] is not None:
-            fields["exception"] = record.exc_info[0].__name__
-        return json.dumps(fields)
+        return json.dumps(_fields(record))
 
 
-class TextFormatter(JsonFormatter):
+class TextFormatter(logging.Formatter):
     """The same for reading: name=value, empty ones left out."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        fields = json.loads(super().format(record))
-        head = " ".join(str(fields.pop(name)) for name in ("time", "level", "event"))
+        fields = _fields(record)
+        head = [str(fields.pop(name)) for name in ("time", "level", "event")]
         rest = [f"{name}={_plain(value)}" for name, value in fields.items() if value not in ("", [], 0)]
-        return " ".join([head, *rest])
+        return " ".join([*head, *rest]).replace("\n", " ")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "event": record.getMessage().strip(),
+    }
+    request = getattr(record, "request", None)
+    if isinstance(request, Record):
+        fields |= request.to_dict()
+    if record.exc_info and record.exc_info[0] is not None:
+        fields["exception"] = record.exc_info[0].__name__
+    return fields
 
 
 def log_request(record: Record) -> None:
-    """Write the line of a request that has ended."""
+    """Write the line of a request that has ended; probes that find all well come too often for one each."""
     level = logging.WARNING if record.status >= 500 else logging.INFO
+    if record.routine and record.status == 200:
+        level = logging.DEBUG
     logger.log(level, "request", extra={"request": record})
 
 

@@ -34,11 +34,13 @@ class Record:
         method: of HTTP.
         endpoint: the path as the proxy knows it; "other" for any other.
         status: of the answer; 499 if the caller left before there was one.
+        upstream_status: of the upstream's last answer; 0 if there was none.
         error: code of the error that it was answered with; else "".
         action: the gravest of the verdicts; "" if nothing was judged.
         verdict_status: the worst of the verdicts' status.
         strategy: how the reply that was shown came about.
         rules: ids of the rules that were broken.
+        routine: True for a look at how the proxy is, of which there are many.
         streaming: True once a stream has begun.
         seconds: all told; then waiting for a turn, for the upstream, for the caller to read, and at work
             besides.
@@ -48,6 +50,7 @@ class Record:
     method: str
     endpoint: str = UNKNOWN
     status: int = 0
+    upstream_status: int = 0
     error: str = ""
     action: str = ""
     verdict_status: str = ""
@@ -55,6 +58,7 @@ class Record:
     rules: tuple[str, ...] = ()
     bytes_in: int = 0
     bytes_out: int = 0
+    routine: bool = False
     streaming: bool = False
     seconds: float = 0.0
     queue_seconds: float = 0.0
@@ -103,6 +107,7 @@ class Record:
             "method": self.method,
             "path": self.endpoint,
             "status": self.status,
+            "upstream_status": self.upstream_status,
             "error": self.error,
             "action": self.action,
             "verdict_status": self.verdict_status,

@@ -1,33 +1,46 @@
-"""The endpoints that talk to the upstream: chat completions, responses (both guarded), list of models."""
+"""The endpoints that talk to the upstream: chat completions, responses (both guarded), models."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from starlette.responses import Response
 
-from .body import check_turns, read_json
+from .body import check_spelling, check_turns, read_json
+from .errors import bad_request
 from .gate import Answer, Call
 from .record import Record
 from .settings import ProxySettings
 from .upstream import STREAM, Upstream, read_whole, returned_headers
 
+if TYPE_CHECKING:
+    from guardrail import Guardrail
+
 # Where each endpoint keeps its conversation.
 CONVERSATIONS = {"/chat/completions": "messages", "/responses": "input"}
+# The name of a model in a URL; some have a slash in it.
+MODEL = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")
 
 
-def guarded(upstream: Upstream, settings: ProxySettings, path: str) -> Callable[[Call], Awaitable[Answer]]:
+def guarded(
+    guard: Guardrail, upstream: Upstream, settings: ProxySettings, path: str
+) -> Callable[[Call], Awaitable[Answer]]:
     """Return what sends calls to a path of the upstream, through the guard."""
+    conversation = CONVERSATIONS[path]
+
+    def look(call: Call) -> None:
+        given = read_json(call.body, call.headers)
+        check_turns(given.get(conversation), settings.max_turns)
+        check_spelling(given, conversation)
 
     async def work(call: Call) -> Answer:
-        given = read_json(call.body, call.headers)
-        check_turns(given.get(CONVERSATIONS[path]), settings.max_turns)
-        # Written anew, so that the upstream reads what was judged, e.g. where a key stands twice.
-        response = await upstream.post(path, json.dumps(given).encode(), call.headers)
-        return await _answer(response, call.record)
+        await guard.in_thread(partial(look, call))  # a body may hold a great many fields
+        # What goes on is written anew by the guard from what it read, e.g. where a key stands twice.
+        return await _answer(await upstream.post(path, call.body, call.headers), call.record)
 
     return work
 
@@ -41,10 +54,21 @@ def models(upstream: Upstream) -> Callable[[Call], Awaitable[Answer]]:
     return work
 
 
+def one_model(upstream: Upstream) -> Callable[[Call], Awaitable[Answer]]:
+    """Return what asks the upstream for one of its models."""
+
+    async def work(call: Call) -> Answer:
+        if not MODEL.fullmatch(call.model) or {"", ".", ".."} & set(call.model.split("/")):
+            raise bad_request("expected the name of a model in ASCII letters, digits, and -._~:@/")
+        return await _answer(await upstream.get(f"/models/{call.model}", call.headers), call.record)
+
+    return work
+
+
 class Piped:
     """A stream of the upstream, sent on piece by piece. Whatever ends it, the upstream is closed."""
 
-    def __init__(self, response: httpx.Response, headers: list[tuple[str, str]], record: Record) -> None:
+    def __init__(self, response: httpx.Response, headers: list[tuple[bytes, bytes]], record: Record) -> None:
         """Make it; nothing is read yet."""
         self._response = response
         self._headers = headers
@@ -52,10 +76,9 @@ class Piped:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send it."""
-        headers = [(name.encode(), value.encode()) for name, value in self._headers]
+        headers = [*self._headers, (b"cache-control", b"no-cache")]
         status = self._response.status_code
         try:
-            headers.append((b"cache-control", b"no-cache"))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             self._record.streaming = True
             async for part in self._response.aiter_bytes():
@@ -68,11 +91,7 @@ class Piped:
 
 async def _answer(response: httpx.Response, record: Record) -> Answer:
     """Return what sends a response on: a stream as it comes, all else once it is there."""
-    try:
-        headers = returned_headers(response)
-    except BaseException:
-        await response.aclose()
-        raise
+    headers = returned_headers(response)
     if response.headers.get("content-type", "").startswith(STREAM):
         return Piped(response, headers, record)
     try:
@@ -81,7 +100,7 @@ async def _answer(response: httpx.Response, record: Record) -> Answer:
         await response.aclose()
         _note(response, record)
     answer = Response(body, response.status_code)
-    answer.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    answer.raw_headers += headers
     return answer
 
 

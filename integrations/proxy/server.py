@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ def serve(guard: Guardrail, settings: ProxySettings) -> None:
         settings: of the proxy.
 
     Raises:
-        OSError: the address cannot be listened on.
+        SystemExit: 3, the address cannot be listened on; a log line says why.
     """
     set_up_logs(settings.log_format)
     server = ProxyServer(create_app(guard, settings), settings)
@@ -77,8 +76,7 @@ class ProxyServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; uvicorn would close its door at once, and die of the signal afterwards."""
         if self._door.draining:
-            self.should_exit = self.force_exit = True
-            return
+            self._end_now()
         self._door.draining = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -89,10 +87,18 @@ class ProxyServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _drain(self) -> None:
-        with contextlib.suppress(TimeoutError):
+        admission = self._door.admission
+        try:
             async with asyncio.timeout(self._seconds):
-                while self._door.admission.running or self._door.admission.waiting:
+                while admission.running or admission.waiting:
                     await asyncio.sleep(0.02)
+        except TimeoutError:
+            self._end_now()
+        self.should_exit = True
+
+    def _end_now(self) -> None:
+        """End without waiting: what still runs is told that the proxy is shutting down."""
+        self.config.timeout_graceful_shutdown = 0
         self.should_exit = True
 
 

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from guardrail import Guardrail
 
 # Nothing else of a request goes on: no cookies, no keys but the one for the upstream, no forwarded addresses.
-SENT = frozenset({"accept", "content-type", "user-agent", "idempotency-key", "traceparent", "tracestate"})
+# The type of the body is ours, like the body: in another character set it would be another text.
+SENT = frozenset({"accept", "user-agent", "idempotency-key", "traceparent", "tracestate"})
 SENT_PREFIXES = ("openai-", "x-stainless-")
 # Nothing else of an answer comes back: no cookies, no places elsewhere, nothing about the connection.
-RETURNED = frozenset({"content-type", "retry-after", "retry-after-ms", "x-should-retry"})
-RETURNED_PREFIXES = ("x-guardrail-", "x-ratelimit-", "openai-")
+RETURNED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry"})
+RETURNED_PREFIXES = (b"x-guardrail-", b"x-ratelimit-", b"openai-")
 MOST_REPLY_BYTES = 32 * 1024**2
 STREAM = "text/event-stream"
 
@@ -64,25 +65,40 @@ class Upstream:
 
         Raises:
             httpx.HTTPError: the upstream failed.
+            ProxyError: 502, it redirects, or refuses the proxy's own key.
             ModelError: the guard failed and `on_error` is "raise".
         """
         found: httpx.Response = await self._guarded.handle_async_request(
             self._request("POST", path, headers, body)
         )
-        return found
+        return await self._accepted(found)
 
     async def get(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
         """Send a request as it is.
 
         Raises:
             httpx.HTTPError: the upstream failed.
+            ProxyError: 502, it redirects, or refuses the proxy's own key.
         """
-        return await self._plain.handle_async_request(self._request("GET", path, headers))
+        found = await self._plain.handle_async_request(self._request("GET", path, headers))
+        return await self._accepted(found)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._guarded.aclose()
         await self._plain.aclose()
+
+    async def _accepted(self, response: httpx.Response) -> httpx.Response:
+        status, refusal = response.status_code, None
+        if 300 <= status < 400:
+            refusal = ProxyError(502, "upstream_redirect", "the upstream redirects; set its final URL")
+        elif status == 401 and self._settings.upstream_key is not None:
+            # Its words are about a key that is none of the caller's, and may quote it.
+            refusal = ProxyError(502, "upstream_key", "the upstream refuses the key that this proxy shows it")
+        if refusal is not None:
+            await response.aclose()
+            raise refusal
+        return response
 
     def _request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
@@ -105,23 +121,14 @@ class Upstream:
         elif not self._settings.api_keys and "authorization" in given:
             # Where the proxy asks for a key that is what stands here, and the upstream must not learn it.
             sent["authorization"] = given["authorization"]
-        sent["accept-encoding"] = "identity"
+        sent |= {"accept-encoding": "identity", "content-type": "application/json"}
         return sent | trace_headers()
 
 
-def returned_headers(response: httpx.Response) -> list[tuple[str, str]]:
-    """Return the headers of an answer that the caller may see.
-
-    Raises:
-        ProxyError: 502, the answer points elsewhere.
-    """
-    if 300 <= response.status_code < 400:
-        raise ProxyError(502, "upstream_redirect", "the upstream redirects; set its final URL")
-    return [
-        (name, value)
-        for name, value in response.headers.multi_items()
-        if name in RETURNED or name.startswith(RETURNED_PREFIXES)
-    ]
+def returned_headers(response: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer that the caller may see, in lower case."""
+    found = [(name.lower(), value) for name, value in response.headers.raw]
+    return [(name, value) for name, value in found if name in RETURNED or name.startswith(RETURNED_PREFIXES)]
 
 
 async def read_whole(response: httpx.Response) -> bytes:
@@ -152,6 +159,9 @@ class _Timed(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         with _noted():
             response = await self._inner.handle_async_request(request)
+        record = CURRENT.get()
+        if record is not None:
+            record.upstream_status = response.status_code
         assert isinstance(response.stream, httpx.AsyncByteStream)
         return httpx.Response(
             response.status_code,
