@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from .errors import InputError
 from .types import Role, Turn
+from .words import fields_in, words_in
 
 
 class MessageLike(Protocol):
@@ -51,6 +52,8 @@ ARGUMENTS = ("arguments", "args", "input")
 # Where a message may hold words beside its content, and where such a value nests them.
 BESIDE = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "refusal", "audio")
 NESTED = ("text", "transcript", "summary", "content", *BESIDE)
+# Of a reply: names and numbers, as far as providers tell.
+UNREAD_FIELDS = frozenset({"response_metadata", "usage", "usage_metadata"})
 EXPECTED = (
     "expected a string, a list of strings (user and assistant in turn), a list of "
     "{'role': ..., 'content': ...} dicts, or LangChain messages"
@@ -118,6 +121,9 @@ def read_conversation(messages: Messages) -> Conversation:
 def read_reply(reply: object) -> tuple[Turn, int]:
     """Read what an LLM returned (a string, a dict or a message) as an assistant turn.
 
+    It is shown as it came, so its words are read wherever they stand, behind its text; but for
+    `UNREAD_FIELDS`.
+
     Returns:
         The turn, and how many of its parts are not text and were not read.
 
@@ -128,7 +134,7 @@ def read_reply(reply: object) -> tuple[Turn, int]:
         return Turn("assistant", reply), 0
     if isinstance(reply, Mapping) or hasattr(reply, "content"):
         text, skipped = _item_text(reply, 0)
-        return Turn("assistant", text), skipped
+        return Turn("assistant", "\n".join(filter(None, (text, *_other_words(reply, text))))), skipped
     raise InputError(
         f"expected the LLM to return a string, a {{'content': ...}} dict or a message, got "
         f"{type(reply).__name__}; return one of these from the wrapped callable"
@@ -224,6 +230,15 @@ def _words_beside_the_content(item: object) -> list[str]:
     extra = _field(item, "additional_kwargs", None)
     places = [item, extra] if isinstance(extra, Mapping) else [item]
     return [text for place in places for name in BESIDE for text in _strings(_field(place, name, None))]
+
+
+def _other_words(reply: object, text: str) -> list[str]:
+    """Return words under names that no API is known to use, and in extra fields of content parts."""
+    rest = {name: value for name, value in fields_in(reply).items() if name not in UNREAD_FIELDS}
+    try:
+        return [words for words in dict.fromkeys(words_in(rest)) if words not in text]
+    except RecursionError:
+        raise InputError("expected a reply of plain fields, got something nested too deeply") from None
 
 
 def _strings(value: object) -> list[str]:

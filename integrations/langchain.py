@@ -83,8 +83,8 @@ class GuardedChatModel(BaseChatModel):
     Raises:
         InputError: from any call, if the conversation or the inner model's output cannot be read.
         ModelError: from any call, if the guard failed and is set to `on_error="raise"`.
-        OutputParserException: from any call, if the inner model raised one or a `ValidationError`; it does not
-            quote the draft, as theirs may.
+        OutputParserException: from any call, if the inner model raised one or a `ValidationError`; it does
+            not quote the draft, as theirs may.
         Exception: from any call, whatever else the inner model raises in the first one.
     """
 

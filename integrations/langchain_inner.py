@@ -16,7 +16,7 @@ from typing import Any
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, convert_to_messages
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableWithFallbacks
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers import context as tracers
 from pydantic import ValidationError
@@ -49,6 +49,10 @@ def wants_structure(model: Runnable[Any, Any], options: dict[str, Any]) -> bool:
     while isinstance(model, RunnableBinding):
         found |= set(model.kwargs)
         model = model.bound
+    if isinstance(model, RunnableWithFallbacks) and any(
+        wants_structure(each, {}) for each in model.runnables
+    ):
+        return True
     return not STRUCTURE_OPTIONS.isdisjoint(found)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.messages import (
@@ -19,17 +18,10 @@ from guardrail.conversation import read_reply
 from guardrail.errors import InputError
 from guardrail.outcome import GuardedReply
 from guardrail.streaming import OWN_STRATEGIES
+from guardrail.words import words_in
 
 # Under this name the outcome stands in a message's `response_metadata`.
 FACTS = "guardrail"
-# Words may stand anywhere in a message, under names that no list would hold. Under these even a single one is
-# read; under others all that is not one run of ASCII: a name, a number, a link, a signature.
-WORD_KEYS = frozenset(
-    """args arguments input partial_json text content summary reasoning reasoning_content thinking refusal
-    transcript name title cited_text quote query code output""".split()
-)
-ARGUMENT_KEYS = frozenset({"args", "arguments", "input"})
-ONE_RUN = re.compile(r"[!-~]*")
 # Blocks of tools that the provider runs itself: what they were asked and what they gave.
 PROVIDERS_TOOLS = re.compile(
     r"mcp_call|mcp_list_tools|mcp_tool_use|custom_tool_call|web_search_call|file_search_call"
@@ -77,7 +69,7 @@ def readable(message: AIMessage) -> AIMessage:
     judged = message.model_copy(update=moved)
     known = read_reply(judged)[0].text
     places = [message.additional_kwargs, message.model_extra, message.tool_calls]
-    found = _words([content, *places, message.invalid_tool_calls])
+    found = words_in([content, *places, message.invalid_tool_calls])
     texts = [text for text in dict.fromkeys(found) if text not in known]
     if not texts:
         return judged
@@ -134,7 +126,7 @@ def _readable_block(block: Any) -> Any:
     if isinstance(block, dict) and block.get("type") == "non_standard":
         block = block.get("value", block)
     if isinstance(block, dict) and _is_providers_tool(block):
-        return {"type": "text", "text": "\n".join(_words(block))}
+        return {"type": "text", "text": "\n".join(words_in(block))}
     return block
 
 
@@ -147,24 +139,6 @@ def _has_media(value: object) -> bool:
         kind = value.get("type")
         return (isinstance(kind, str) and MEDIA.fullmatch(kind) is not None) or _has_media([*value.values()])
     return isinstance(value, list | tuple) and any(_has_media(item) for item in value)
-
-
-def _words(value: object, name: str = "") -> Iterator[str]:
-    """Yield all strings in a value that may be words; the value stands under a name."""
-    if hasattr(value, "model_dump"):  # e.g. what a client has parsed already
-        value = value.model_dump()
-    if isinstance(value, str):
-        if value and (name in WORD_KEYS or not ONE_RUN.fullmatch(value)):
-            yield value
-    elif isinstance(value, Mapping):
-        if value and name in ARGUMENT_KEYS:
-            yield json.dumps(value, ensure_ascii=False, default=str)
-            return
-        for inner, held in value.items():
-            yield from _words(held, str(inner))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _words(item, name)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

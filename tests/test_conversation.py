@@ -313,3 +313,33 @@ def test_a_reply_that_cannot_be_read_is_named_by_its_type(reply):
 )
 def test_the_encoder_reads_who_speaks(role, line):
     assert turn_text(Turn(role, "x")) == line
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"content": "Fine.", "analysis": "the secret words"},
+        {"content": [{"type": "text", "text": "Fine.", "note": {"deep": ["the secret words"]}}]},
+        {"message": {"role": "assistant", "content": "Fine. the secret words"}, "done": True},
+        {"content": "Fine.", "tool_calls": [{"id": "the secret words", "name": "f", "args": {}}]},
+        SimpleNamespace(content="Fine.", analysis="the secret words"),
+    ],
+)
+def test_words_of_a_reply_are_read_under_any_name(reply):
+    turn, _ = read_reply(reply)
+
+    assert "Fine." in turn.text
+    assert "the secret words" in turn.text
+
+
+def test_names_and_numbers_beside_a_reply_are_not_read():
+    reply = {
+        "role": "assistant",
+        "content": "Fine.",
+        "id": "msg_1",
+        "model": "some-model-4",
+        "usage": {"note": "some words"},
+        "created": 17,
+    }
+
+    assert read_reply(reply)[0].text == "Fine."

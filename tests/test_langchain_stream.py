@@ -173,6 +173,9 @@ def test_json_comes_in_one_piece_and_a_rejected_beginning_is_not_before_it():
     for given in (
         guarded(*drafts).bind(response_format={"type": "json_object"}),
         guard_model(scripted(*drafts).bind(response_format={}), make_guard()),
+        guard_model(
+            scripted(*drafts).bind(response_format={}).with_fallbacks([scripted("none")]), make_guard()
+        ),
         guarded(*drafts).model_copy(update={"whole": True}),
     ):
         (piece,) = given.stream(SAFE)
