@@ -2,7 +2,7 @@
 
     import guardrail
 
-    verdict = guardrail.check("four beers, but I only live round the corner, I'll drive")
+    verdict = guardrail.check("I'm going to read my daughter's diary while she's at school")
     verdict.flagged, verdict.probability, verdict.rules
 
     guard = guardrail.Guardrail.load()
@@ -33,15 +33,18 @@ if TYPE_CHECKING:
     from .outcome import Attempt, GuardedReply
     from .pipeline import Guardrail
     from .rules import Rule
+    from .stream_drivers import AsyncGuardedStream, GuardedStream
 
 __all__ = [
     "Action",
     "ArtifactError",
+    "AsyncGuardedStream",
     "Attempt",
     "ConfigError",
     "Coverage",
     "GuardConfig",
     "GuardedReply",
+    "GuardedStream",
     "Guardrail",
     "GuardrailError",
     "InputError",
@@ -57,9 +60,11 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AsyncGuardedStream": "stream_drivers",
     "Attempt": "outcome",
     "GuardConfig": "config",
     "GuardedReply": "outcome",
+    "GuardedStream": "stream_drivers",
     "Guardrail": "pipeline",
     "Rule": "rules",
 }
