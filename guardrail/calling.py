@@ -133,7 +133,7 @@ async def aclose(stream: Any) -> None:
             closing = stream.close()
             if inspect.isawaitable(closing):
                 await closing
-    except Exception:
+    except Exception:  # of no use to anybody: the guard has decided already
         pass
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .calibration import Band, Thresholds
 from .config import GuardConfig
@@ -16,6 +17,8 @@ from .threads import Workers
 
 if TYPE_CHECKING:
     from .protocols import Relevance, Rewriter
+
+T = TypeVar("T")
 
 
 def thresholds_of(calibrated: Thresholds, config: GuardConfig) -> Thresholds:
@@ -50,18 +53,13 @@ def lazy_relevance(given: Relevance | str | Path | None, threads: int) -> Lazy[R
     Raises:
         ArtifactError: the folder holds none.
     """
-    if given is None:
-        return None
-    if not isinstance(given, str | Path):
-        return Lazy(lambda: given)
-    folder = _model_in(Path(given), "relevance.json")
 
-    def load() -> Relevance:
+    def load(folder: Path) -> Relevance:
         from .relevance import OnnxRelevance  # here: only a repair needs it
 
         return OnnxRelevance(folder, threads=threads)
 
-    return Lazy(load)
+    return _lazy(given, "relevance.json", load)
 
 
 def lazy_rewriter(given: Rewriter | str | Path | None) -> Lazy[Rewriter] | None:
@@ -70,25 +68,25 @@ def lazy_rewriter(given: Rewriter | str | Path | None) -> Lazy[Rewriter] | None:
     Raises:
         ArtifactError: the folder holds none.
     """
-    if given is None:
-        return None
-    if not isinstance(given, str | Path):
-        return Lazy(lambda: given)
-    folder = _model_in(Path(given), "rewriter.json")
 
-    def load() -> Rewriter:
+    def load(folder: Path) -> Rewriter:
         from .rewriter import TransformersRewriter  # here: only a repair needs it, and it needs torch
 
         return TransformersRewriter.load(folder, threads=1)
 
-    return Lazy(load)
+    return _lazy(given, "rewriter.json", load)
 
 
-def _model_in(folder: Path, description: str) -> Path:
-    """Return the folder; a wrong path must show when the guard is made, not at the first repair."""
+def _lazy(given: T | str | Path | None, description: str, load: Callable[[Path], T]) -> Lazy[T] | None:
+    """Return a model, or what loads it; a wrong path must show when the guard is made, not at a repair."""
+    if given is None:
+        return None
+    if not isinstance(given, str | Path):
+        return Lazy(lambda: given)
+    folder = Path(given)
     if not (folder / description).is_file():
         raise ArtifactError(f"expected a model folder with {description} at {folder}, found none")
-    return folder
+    return Lazy(lambda: load(folder))
 
 
 def workers_of(config: GuardConfig, judge: Any) -> tuple[Workers, Workers, Workers]:

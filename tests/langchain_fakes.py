@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from functools import reduce
 from operator import add
@@ -179,3 +182,30 @@ class Recorder(BaseCallbackHandler):
 
     def on_tool_end(self, output, **kwargs):
         self.heard.append((output, kwargs))
+
+
+def message_without(package, module, folder):
+    """Return what importing a module says in a process that lacks a package."""
+    code = f"""
+        import sys
+
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == {package!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        sys.meta_path.insert(0, Absent())
+        import importlib
+        from guardrail.errors import MissingDependencyError
+        import guardrail.integrations  # the folder itself needs nothing
+        if {package!r} == "langchain":
+            import guardrail.integrations.langchain  # needs langchain-core alone
+        try:
+            importlib.import_module({module!r})
+        except MissingDependencyError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, cwd=folder
+    )
+    return done.stdout

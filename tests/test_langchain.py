@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from langchain_fakes import (
     guarded,
     guidance_in,
     in_one,
+    message_without,
     scripted,
 )
 from pydantic import ValidationError
@@ -512,31 +512,10 @@ def test_check_runnable_gives_the_verdict():
 
 
 def test_a_missing_langchain_is_named_with_the_pip_line(tmp_path):
-    code = """
-        import sys
+    told = message_without("langchain_core", "guardrail.integrations.langchain", tmp_path)
 
-        class Absent:
-            def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] == "langchain_core":
-                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-        sys.meta_path.insert(0, Absent())
-        import guardrail.integrations  # the folder itself needs nothing
-        from guardrail.errors import MissingDependencyError
-        try:
-            import guardrail.integrations.langchain
-        except MissingDependencyError as error:
-            print(error)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
-    assert "'langchain-core', which is not installed" in done.stdout
-    assert "pip install 'prosocial-guardrail[langchain]'" in done.stdout
+    assert "'langchain-core', which is not installed" in told
+    assert "pip install 'prosocial-guardrail[langchain]'" in told
 
 
 def test_the_example_runs_with_the_shipped_model():
