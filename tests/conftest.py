@@ -167,3 +167,35 @@ def tiny_folder(tiny_model, tiny_fp32, tmp_path_factory):
 def folder(tiny_folder, tmp_path):
     """A copy of `tiny_folder` that a test may change."""
     return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+# For the files that drive OpenAI's client; imported here only when one of them asks.
+
+
+@pytest.fixture
+def server():
+    """A scripted server with OpenAI's API."""
+    from openai_server import OpenAIServer
+
+    with OpenAIServer() as found:
+        yield found
+
+
+@pytest.fixture
+def bare(server):
+    """A client of it without the guard."""
+    import openai
+
+    with openai.OpenAI(base_url=server.url, api_key="k", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def client(bare):
+    """The same with the guard."""
+    from fakes import make_guard
+
+    from guardrail.integrations.openai import guard_client
+
+    with guard_client(bare, guard=make_guard()) as guarded:
+        yield guarded

@@ -19,6 +19,14 @@ RESPONSE_USAGE = {
     "total_tokens": 12,
 }
 
+FINE = "Bread needs time. So do you, and that is fine."
+SECRET = "drive off"
+BEER = "we had a beer with our bread"
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
 
 @dataclass
 class Answer:

@@ -7,8 +7,10 @@ import httpx
 import pytest
 from fakes import GRAVE, SAFE_REPLY, UNSAFE, UNSAFE_REPLY, make_guard
 from openai_server import (
+    BEER,
+    FINE,
+    SECRET,
     Answer,
-    OpenAIServer,
     function_item,
     message_item,
     reasoning_item,
@@ -27,29 +29,8 @@ from guardrail.integrations.openai import guard_client  # noqa: E402
 
 # Older clients do not wrap what their HTTP library raises while a stream is read.
 BROKEN_OFF = (openai.APIConnectionError, httpx.TransportError)
-FINE = "Bread needs time. So do you, and that is fine."
 TURNING = "Here is a thought. Just drive off! Nobody will see."
-SECRET = "drive off"
-BEER = "we had a beer with our bread"
 UNSAFE_CALL = function_item(json.dumps({"say": UNSAFE_REPLY}))
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as found:
-        yield found
-
-
-@pytest.fixture
-def bare(server):
-    with openai.OpenAI(base_url=server.url, api_key="k", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def client(bare):
-    with guard_client(bare, guard=make_guard()) as guarded:
-        yield guarded
 
 
 def ask(client, text=BEER, **options):

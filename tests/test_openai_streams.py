@@ -7,7 +7,19 @@ import json
 import httpx
 import pytest
 from fakes import DRIVING, GRAVE, SAFE_REPLY, UNSAFE, UNSAFE_REPLY, BrokenEncoder, make_guard
-from openai_server import USAGE, Answer, OpenAIServer, chat, chat_stream, chunk, sse, tool_call
+from openai_server import (
+    BEER,
+    FINE,
+    SECRET,
+    USAGE,
+    Answer,
+    chat,
+    chat_stream,
+    chunk,
+    sse,
+    tool_call,
+    user,
+)
 
 openai = pytest.importorskip("openai")
 
@@ -20,33 +32,8 @@ from guardrail.integrations.openai import guard_client  # noqa: E402
 
 # Older clients do not wrap what their HTTP library raises while a stream is read.
 BROKEN_OFF = (openai.APIConnectionError, httpx.TransportError)
-FINE = "Bread needs time. So do you, and that is fine."
 # Only its second sentence is unsafe, once the user has spoken of beer.
 TURNING = ("Here is a thought. ", "Just drive", " off! Nobody", " will see.")
-SECRET = "drive off"
-BEER = "we had a beer with our bread"
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as found:
-        yield found
-
-
-@pytest.fixture
-def bare(server):
-    with openai.OpenAI(base_url=server.url, api_key="k", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def client(bare):
-    with guard_client(bare, guard=make_guard()) as guarded:
-        yield guarded
-
-
-def user(text):
-    return [{"role": "user", "content": text}]
 
 
 def ask(client, text=BEER, **options):
