@@ -14,11 +14,16 @@ WORD_KEYS = frozenset(
     transcript name title cited_text quote query code output""".split()
 )
 ARGUMENT_KEYS = frozenset({"args", "arguments", "input"})
-ONE_RUN = re.compile(r"[!-~]*")
+_ONE_RUN = re.compile(r"[!-~]*")
+
+
+def is_name(value: object) -> bool:
+    """Return True for a string that can only be a name, an id or something opaque, and no words."""
+    return isinstance(value, str) and _ONE_RUN.fullmatch(value) is not None
 
 
 def words_in(value: object, name: str = "") -> Iterator[str]:
-    """Yield all strings in a value that may be words.
+    """Yield all strings in a value that may be words, keys too.
 
     Args:
         value: plain JSON types, pydantic models, or a mix.
@@ -27,13 +32,15 @@ def words_in(value: object, name: str = "") -> Iterator[str]:
     if hasattr(type(value), "model_fields"):  # e.g. what a client has parsed already
         value = fields_in(value)
     if isinstance(value, str):
-        if value and (name in WORD_KEYS or not ONE_RUN.fullmatch(value)):
+        if value and (name in WORD_KEYS or not is_name(value)):
             yield value
     elif isinstance(value, Mapping):
         if value and name in ARGUMENT_KEYS:
             yield json.dumps(value, ensure_ascii=False, default=str)
             return
         for inner, held in value.items():
+            if not is_name(inner):
+                yield str(inner)
             yield from words_in(held, str(inner))
     elif isinstance(value, list | tuple):
         for item in value:

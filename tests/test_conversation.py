@@ -321,6 +321,7 @@ def test_the_encoder_reads_who_speaks(role, line):
         {"content": "Fine.", "analysis": "the secret words"},
         {"content": [{"type": "text", "text": "Fine.", "note": {"deep": ["the secret words"]}}]},
         {"message": {"role": "assistant", "content": "Fine. the secret words"}, "done": True},
+        {"content": "Fine.", "scores": {"the secret words": 1}},
         {"content": "Fine.", "tool_calls": [{"id": "the secret words", "name": "f", "args": {}}]},
         SimpleNamespace(content="Fine.", analysis="the secret words"),
     ],

@@ -16,12 +16,13 @@ from typing import Any
 from guardrail.deltas import merge_deltas
 from guardrail.outcome import GuardedReply
 from guardrail.streaming import Breaks, Held, Part, Words
+from guardrail.words import is_name
 
 from .chat_view import TEXT_FIELDS, view
 from .codec import is_own, joined
 from .facts import facts
 from .sse import Event, encode_event
-from .wire import UpstreamError, dumps, is_name, loads, made_up_id, strings, without_words
+from .wire import UpstreamError, dumps, loads, made_up_id, strings, without_words
 
 _META = ("id", "created", "model", "system_fingerprint", "service_tier")
 _DONE = "[DONE]"

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from guardrail.conversation import CALL_PARTS, TEXT_PARTS
+from guardrail.words import is_name
 
 from .codec import UNREADABLE, View, joined
-from .wire import call_view, is_name, strings
+from .wire import call_view, strings
 
 # Where the words of a message stand, in the order in which streams tell them.
 TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")

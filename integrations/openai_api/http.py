@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Any
 
 from guardrail.errors import InputError
+from guardrail.words import is_name
 
-from .wire import MOST_BYTES, UpstreamError, is_name
+from .wire import MOST_BYTES, UpstreamError
 
 # They belong to the body as the upstream sent it, or to its connection; ours is another. And nobody is led
 # to another place: what is there was not judged.

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrail.streaming import Breaks
+from guardrail.words import is_name
 
 from .responses_view import Kind, text_field
 from .sse import encode_event
-from .wire import dumps, every_string, is_name, made_up_id, without_words
+from .wire import dumps, every_string, made_up_id, without_words
 
 # Fields of a response that are the request's, or name something. They are told before anything is judged.
 ECHO = tuple(

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, cast
 from guardrail.calling import acall_within, call_within
 from guardrail.session import OnIntervention, checked_intervention
 from guardrail.stream_drivers import AsyncGuardedStream, GuardedStream
+from guardrail.words import is_name
 
 from .codec import Codec
 from .endpoints import Endpoint, endpoint
@@ -51,7 +52,7 @@ from .http import (
     upstream_request,
 )
 from .upstream import AsyncBody, AsyncItems, SyncBody, SyncItems, aread, read
-from .wire import MOST_BYTES, RequestError, UpstreamError, dumps, error_body, is_name
+from .wire import MOST_BYTES, RequestError, UpstreamError, dumps, error_body
 
 if TYPE_CHECKING:
     from guardrail import Guardrail

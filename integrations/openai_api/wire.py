@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from guardrail.errors import InputError, ModelError
+from guardrail.words import is_name
 
 # Longest body of a request or of a whole reply, and of all of a stream, bytes.
 MOST_BYTES = 32 * 2**20
@@ -22,8 +22,6 @@ WORDLESS = frozenset(
     "prompt_filter_results content_filters".split()
 )
 _ENCRYPTED = ("reasoning.encrypted", "redacted_thinking")
-# A name, an id, a base64 block: one word of ASCII. Anything else may be words, wherever it stands.
-_NAME = re.compile("[!-~]*")
 # Longest token of an LLM, characters.
 _MOST_TOKEN = 64
 
@@ -94,11 +92,6 @@ def error_body(message: str, type_: str, param: str | None = None, code: str | N
 def made_up_id(prefix: str) -> str:
     """Return an id for something that the upstream gave none."""
     return f"{prefix}guardrail{secrets.token_hex(12)}"
-
-
-def is_name(value: Any) -> bool:
-    """Return True for a string that can only be a name, an id or something opaque, and no words."""
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def strings(value: Any) -> Iterator[str]:
